@@ -1,0 +1,1 @@
+"""Learn image representations without labels."""
