@@ -99,7 +99,7 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
         dist.all_reduce(gradient)
         return gradient
@@ -113,7 +113,7 @@ def summed(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    result: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
+    result: Tensor = _Sum.apply(tensor)
     return result
 
 

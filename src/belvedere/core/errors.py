@@ -52,3 +52,7 @@ class NonFiniteError(BelvedereError):
 
 class EvaluationError(BelvedereError):
     """An evaluation that the data at hand does not allow."""
+
+
+class MissingPackageError(BelvedereError):
+    """A setting that needs an optional package which is not installed."""

@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """Frozen, strict and closed: an unknown key, a wrong type or a late assignment is an error."""
+    """Frozen, strict and closed: an unknown key, a wrong type, an infinite number or a late assignment is an
+    error."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
