@@ -1,0 +1,223 @@
+"""Running ahead of the consumer: batches prepared by one thread, or by worker processes."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol, cast
+
+import torch
+from torch.utils.data import DataLoader
+
+from belvedere.core.errors import DataError
+from belvedere.data.fetch import Failed, Fetch, Fetched
+
+_AHEAD = 2
+_POLL_S = 0.1
+
+
+class Ahead(Protocol):
+    """Batches in the order of their steps, computed before they are asked for."""
+
+    def __next__(self) -> Fetched | Failed: ...
+
+    def close(self) -> None: ...
+
+
+class _Thread:
+    """One background thread: torch and numpy release the interpreter lock while they compute."""
+
+    def __init__(self, fetch: Fetch, steps: range, *, pin: bool) -> None:
+        self._ready: queue.Queue[Fetched | Failed] = queue.Queue(maxsize=_AHEAD)
+        self._stop = threading.Event()
+        # the thread must not refer to this object, or it would keep it alive
+        self._thread = threading.Thread(
+            target=_run,
+            args=(fetch, steps, pin, self._ready, self._stop),
+            name="belvedere-views",
+            daemon=True,
+        )
+        self._finalizer = weakref.finalize(self, _stop, self._stop, self._ready, self._thread)
+        self._thread.start()
+
+    def __next__(self) -> Fetched | Failed:
+        while not self._stop.is_set():
+            try:
+                return self._ready.get(timeout=1.0)
+            except queue.Empty:
+                continue
+        raise RuntimeError("the loader was closed")
+
+    def close(self) -> None:
+        self._finalizer()  # at most once; also when collected and when the interpreter ends
+
+
+def _run(
+    fetch: Fetch, steps: range, pin: bool, ready: queue.Queue[Fetched | Failed], stop: threading.Event
+) -> None:
+    _one_thread_here()
+    for step in steps:
+        try:
+            item = fetch[step]
+            if pin and isinstance(item, Fetched):
+                item = item.pin_memory()
+        except BaseException as error:  # the consumer raises it
+            item = Failed(error)
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=_POLL_S)
+                break
+            except queue.Full:
+                continue
+        if stop.is_set() or isinstance(item, Failed):
+            return
+
+
+def _one_thread_here() -> None:
+    """Compute with one torch thread in this thread only, beside the networks.
+
+    torch keeps the count per thread, but new threads take the last one set anywhere: a passing thread sets
+    it back.
+    """
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    passing = threading.Thread(target=torch.set_num_threads, args=(usual,))
+    passing.start()
+    passing.join()
+
+
+def _stop(stop: threading.Event, ready: queue.Queue[Fetched | Failed], thread: threading.Thread) -> None:
+    stop.set()
+    while not ready.empty():
+        ready.get_nowait()
+    if thread is not threading.current_thread():
+        thread.join()
+
+
+class _Workers:
+    """torch's DataLoader over the steps, one item one batch."""
+
+    def __init__(self, fetch: Fetch, steps: range, *, workers: int, pin: bool) -> None:
+        loader: DataLoader[Any] = DataLoader(
+            cast(Any, fetch),
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            prefetch_factor=_AHEAD,
+            pin_memory=pin,
+            multiprocessing_context=_context(),
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # or torch's global one would be drawn from
+        )
+        with _main_module_hidden(type(fetch.source)):
+            self._batches: Any = iter(loader)
+        # multiprocessing's own exit would wait for ever for workers that do not hear SIGTERM
+        self._at_exit = partial(_close_if_alive, weakref.ref(self))
+        atexit.register(self._at_exit)
+
+    def __next__(self) -> Fetched | Failed:
+        if self._batches is None:
+            raise RuntimeError("the loader was closed")
+        try:
+            return cast("Fetched | Failed", next(self._batches))
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
+                raise
+            why = " ".join(str(error).split()) or "killed"
+            raise DataError(
+                f"a loader worker ended ({why}); if the machine ran out of memory or of /dev/shm, "
+                f"lower run.workers"
+            ) from error
+
+    def close(self) -> None:
+        batches, self._batches = self._batches, None
+        if batches is None:
+            return
+        atexit.unregister(self._at_exit)
+        processes = list(batches._workers)
+        batches._shutdown_workers()  # what its finalizer does, now and not when a traceback lets go of it
+        for process in processes:
+            process.join(timeout=5.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def __del__(self) -> None:
+        if getattr(self, "_batches", None) is not None:
+            self.close()
+
+
+def _close_if_alive(workers: weakref.ref[_Workers]) -> None:
+    alive = workers()
+    if alive is not None:
+        alive.close()
+
+
+def in_thread(fetch: Fetch, steps: range, *, pin: bool) -> Ahead:
+    """Prepare two batches ahead in a thread."""
+    return _Thread(fetch, steps, pin=pin)
+
+
+def in_workers(fetch: Fetch, steps: range, *, workers: int, pin: bool) -> Ahead:
+    """Prepare two batches ahead in each of `workers` processes."""
+    return _Workers(fetch, steps, workers=workers, pin=pin)
+
+
+def _context() -> Any:
+    """Processes started by a server that has loaded torch and never ran a thread.
+
+    Forking the training process would copy locks that its threads (torch, gloo, CUDA, progress) hold;
+    spawning would load torch once per worker.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["belvedere.data.fetch"])
+    return context
+
+
+@contextmanager
+def _main_module_hidden(source_type: type) -> Iterator[None]:
+    """Start workers without running the user's script in them once more.
+
+    A new process imports the main module, so a script without an `if __name__ == "__main__"` guard would
+    train again inside its own worker. Workers need it only for a source that is defined there.
+    """
+    if source_type.__module__ == "__main__":
+        yield
+        return
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _start_worker(number: int) -> None:
+    """One thread each, deaf to Ctrl-C and a scheduler's SIGTERM: the main process decides when to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, name="belvedere-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when the training process is gone, however that died.
+
+    torch's own watch looks at the server that forked the worker, which lives as long as its children do.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

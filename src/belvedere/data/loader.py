@@ -1,0 +1,142 @@
+"""Batches of views, prepared ahead of the step that needs them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from belvedere.core.errors import DataError
+from belvedere.data.ahead import Ahead, in_thread, in_workers
+from belvedere.data.batch import Batch
+from belvedere.data.fetch import Failed, Fetch, Fetched, Order
+from belvedere.data.render import finish
+from belvedere.data.report import DataReport
+from belvedere.data.source import Source
+from belvedere.data.spec import DataSpec, ViewSpec
+
+_MIN_BAD = 8  # a share of fewer bad images says nothing
+
+
+class Loader:
+    """The batches of steps `start_step` to `total_steps` - 1, each a pure function of its step.
+
+    waited_s: seconds the consumer waited for data. asked: images asked for so far. replaced: {index of an
+    unreadable image: index used instead}, of the batches handed out (and what was given); a resumed run
+    hands it in again. report: what the images of those batches were. `Batch.index` and `label` are of the
+    image that was used. Iterating again starts again at `start_step`; `close` (or leaving a `with`) stops
+    what runs ahead.
+
+    workers: processes that prepare batches; with 0, one thread of this process does. Raises DataError when
+    the source holds fewer images than one global batch, or when more than `data.max_bad_share` of at least
+    eight unreadable images among those asked for had to be replaced.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: dict[str, ViewSpec],
+        *,
+        data: DataSpec,
+        seed: int,
+        global_batch: int,
+        total_steps: int,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        start_step: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+        replaced: dict[int, int] | None = None,
+    ) -> None:
+        self.waited_s, self.asked = 0.0, 0
+        self.replaced = dict(replaced or {})
+        self.report = DataReport(len(source))
+        self.start_step, self.total_steps = start_step, total_steps
+        self._source, self._data, self._workers = source, data, workers
+        self._dtype, self._device = dtype, device
+        self._num_bad = 0
+        self._ahead: Ahead | None = None
+        self._fetch = Fetch(
+            source,
+            views,
+            data=data,
+            order=Order(seed, global_batch, rank, world_size),
+            dtype=dtype,
+            finished=device.type == "cpu",
+            replaced=self.replaced,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._fetch.steps_per_epoch
+
+    def __len__(self) -> int:
+        return max(0, self.total_steps - self.start_step)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the thread or the workers; what they had prepared is dropped."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.close()
+        steps = range(self.start_step, self.total_steps)
+        pin = self._device.type == "cuda"
+        if self._workers:
+            ahead = in_workers(self._fetch, steps, workers=self._workers, pin=pin)
+        else:
+            ahead = in_thread(self._fetch, steps, pin=pin)
+        self._ahead = ahead
+        try:
+            for _ in steps:
+                start = time.perf_counter()
+                fetched = next(ahead)
+                self.waited_s += time.perf_counter() - start
+                if isinstance(fetched, Failed):
+                    raise fetched.error
+                self._note(fetched)
+                yield self._batch(fetched)
+        finally:
+            ahead.close()
+
+    def _batch(self, fetched: Fetched) -> Batch:
+        """The batch on its device, with the photometry that was left to it."""
+        device = self._device
+        views = {role: view.to(device, non_blocking=True) for role, view in fetched.views.items()}
+        for role, rows in fetched.rows.items():
+            views[role] = finish(views[role], rows, data=self._data, dtype=self._dtype)
+        return Batch(
+            views=views,
+            index=fetched.index.to(device, non_blocking=True),
+            label=fetched.label.to(device, non_blocking=True),
+            rows=self._fetch.rows,
+        )
+
+    def _note(self, fetched: Fetched) -> None:
+        """Count what was read and replaced; stop when it is too much."""
+        self.asked += len(fetched.asked)
+        self.replaced.update(fetched.replaced)
+        for index in fetched.index.tolist():
+            self.report.record(index, fetched.kinds.get(index, self._fetch.usual_kind))
+        for index, reason in fetched.failed.items():
+            self.report.fail(index, reason)
+        self._num_bad += sum(index in self.replaced for index in fetched.asked.tolist())
+        allowed = self._data.max_bad_share
+        enough = self._num_bad >= _MIN_BAD or (allowed == 0.0 and self._num_bad > 0)
+        if enough and self._num_bad > allowed * self.asked:
+            files = [self._source.key(index) for index in sorted(self.replaced)]
+            more = f" and {len(files) - 10} more" if len(files) > 10 else ""
+            raise DataError(
+                f"{self._num_bad} of the {self.asked} images asked for could not be read, more than "
+                f"data.max_bad_share ({allowed}) allows: {', '.join(files[:10])}{more}. Repair or remove "
+                f"them, or raise data.max_bad_share"
+            )

@@ -1,0 +1,138 @@
+"""What a set of images is to the rest: its interface, and the set that lies in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from belvedere.data.decode import PLAIN, Decoded
+from belvedere.data.names import Names
+
+UNLABELLED = -1
+
+
+class Source(Protocol):
+    """Images by index, each with a key (relative file name, or `digits/12`) and a label (-1 = none)."""
+
+    name: str
+    classes: tuple[str, ...]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str: ...
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """Pixels uint8 [H, W, 3]; raises UnreadableImage."""
+        ...
+
+    def inspect(self, index: int) -> Decoded:
+        """Pixels, and what they were converted from; raises UnreadableImage."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of names, sizes and labels: another data set has another one."""
+        ...
+
+
+class ArraySource:
+    """Equally sized images in memory: pixels uint8 [N, H, W, C], C = 3 or 1 (gray)."""
+
+    def __init__(
+        self,
+        name: str,
+        pixels: NDArray[np.uint8],
+        *,
+        labels: NDArray[np.int64],
+        classes: tuple[str, ...],
+        keys: Iterable[str],
+    ) -> None:
+        self.name, self.classes = name, classes
+        self.pixels = np.ascontiguousarray(pixels)
+        self.labels = np.asarray(labels, dtype=np.int64)
+        self._keys = keys if isinstance(keys, Names) else Names(keys)
+        if not len(self.pixels) == len(self.labels) == len(self._keys):
+            raise ValueError("pixels, labels and keys must be of equal length")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def key(self, index: int) -> str:
+        return self._keys[index]
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return self.inspect(index).pixels
+
+    def inspect(self, index: int) -> Decoded:
+        image = self.pixels[index]
+        if image.shape[-1] == 1:
+            return Decoded(np.repeat(image, 3, axis=-1), "gray")
+        return Decoded(image, PLAIN)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(str(self.pixels.shape).encode(), digest_size=16)
+        self._keys.update(digest)
+        digest.update(self.labels.tobytes())
+        digest.update(self.pixels.tobytes())
+        return digest.hexdigest()
+
+
+class Selected:
+    """Some images of another source, in a given order, perhaps with labels of their own."""
+
+    def __init__(
+        self,
+        source: Source,
+        indices: NDArray[np.int64],
+        *,
+        labels: NDArray[np.int64] | None = None,
+        classes: tuple[str, ...] | None = None,
+    ) -> None:
+        self._source, self._indices = source, np.asarray(indices, dtype=np.int64)
+        self.name = source.name
+        self.labels = source.labels[self._indices] if labels is None else np.asarray(labels, dtype=np.int64)
+        self.classes = source.classes if classes is None else classes
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def key(self, index: int) -> str:
+        return self._source.key(int(self._indices[index]))
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        return self._source.read(int(self._indices[index]))
+
+    def inspect(self, index: int) -> Decoded:
+        return self._source.inspect(int(self._indices[index]))
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(self._source.fingerprint().encode(), digest_size=16)
+        digest.update(self._indices.tobytes())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+
+def subset(source: Source, indices: Iterable[int] | NDArray[np.int64]) -> Source:
+    """The images at `indices`, in that order, with their labels and the same classes."""
+    chosen = np.asarray(list(indices), dtype=np.int64)
+    if chosen.size and (chosen.min() < 0 or chosen.max() >= len(source)):
+        raise IndexError(f"indices must lie in 0..{len(source) - 1}")
+    return _selected(source, chosen, source.labels[chosen], source.classes)
+
+
+def relabelled(source: Source, labels: NDArray[np.int64], classes: tuple[str, ...]) -> Source:
+    """The same images with other labels [N] and classes."""
+    return _selected(source, np.arange(len(source), dtype=np.int64), labels, classes)
+
+
+def _selected(
+    source: Source, indices: NDArray[np.int64], labels: NDArray[np.int64], classes: tuple[str, ...]
+) -> Source:
+    if isinstance(source, ArraySource):  # stays in memory, for the vectorized renderer
+        keys = Names(source.key(int(index)) for index in indices)
+        return ArraySource(source.name, source.pixels[indices], labels=labels, classes=classes, keys=keys)
+    return Selected(source, indices, labels=labels, classes=classes)
