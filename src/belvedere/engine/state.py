@@ -1,0 +1,241 @@
+"""Training state on disk: a flat `{name: tensor}` dictionary, saved so that any interruption loses nothing.
+
+`save` writes a checkpoint (see `manifest` for the folder) into a hidden sibling, the manifest last, and
+renames it; `load` takes the newest one whose checksums hold. All processes call both. Entries that differ
+between processes are named `rank{r}/...` and passed by process r only; all other entries are the same
+everywhere and are written once. Only the holder of the run directory's lock may call either.
+
+A run directory is trusted: part of a checkpoint is a pickle, which can run code when it is read. What people
+exchange is the exported safetensors (`belvedere.zoo`), never a checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import platform
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from belvedere.core import dist
+from belvedere.core.errors import CheckpointError
+from belvedere.core.files import free_bytes, readable_size, sync_folder, write_json
+from belvedere.core.match import mismatches
+from belvedere.engine import manifest as manifests
+from belvedere.engine.agreement import FailedError, agree
+from belvedere.engine.manifest import FOLDER_NAME, MANIFEST_NAME, checkpoints, step_name
+from belvedere.engine.moments import PREFIX as OPTIM_PREFIX
+from belvedere.engine.moments import flatten_optimizer, unflatten_optimizer_
+from belvedere.engine.rotation import newest_sound, publish, rotate, tidy
+from belvedere.engine.storage import INDEX_NAME, Observer, read_tensors, write_tensors
+
+__all__ = ["Loaded", "checkpoints", "flatten_optimizer", "load", "save", "unflatten_optimizer_"]
+
+EVENTS = ("before_files", "first_file", "files_done", "before_rename", "after_rename")
+"""What an observer of `save` hears, in this order."""
+
+_RANK_ENTRY = re.compile(r"rank(\d+)/")
+_SLACK_BYTES = 1 << 20  # room for names and headers beside the tensors' own bytes
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A training state as read. tensors: on the CPU, this process's `rank{r}/` entries and all shared ones.
+    skipped: newer checkpoints that could not be used, and why."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    manifest: dict[str, Any]
+    path: Path
+    skipped: list[tuple[Path, str]]
+
+
+def _ignore(event: str) -> None: ...
+
+
+def save(
+    directory: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    *,
+    keep_last: int,
+    milestone: bool,
+    observer: Observer = _ignore,
+) -> Path:
+    """Write `directory/checkpoints/<step>/`, then delete the checkpoints that rotate out; returns its path.
+
+    meta: whatever JSON can hold (it reads back as JSON does: tuples as lists, keys as strings). keep_last:
+    how many checkpoints stay besides milestones, this one included. A checkpoint of the same step is
+    replaced. observer: hears `EVENTS`, for tests that interrupt a save.
+
+    Raises `CheckpointError` on every process if any of them failed, as on a full disk: the checkpoints that
+    were there are untouched and nothing else is left behind.
+    """
+    assert keep_last >= 1, "keep_last counts the checkpoint just written"
+    folder = directory / FOLDER_NAME
+    writing, final = folder / f".writing-{step_name(step)}", folder / step_name(step)
+    described = _described(tensors)
+    try:
+        agree(lambda: _prepare(directory, writing, _num_bytes(described)), only_main=True)
+        observer("before_files")
+        agree(lambda: write_tensors(writing, tensors, observer))
+        records = agree(lambda: manifests.record_files(sorted(writing.glob(f"__{dist.rank()}_*"))))
+        observer("files_done")
+        files = {name: record for by_rank in records for name, record in by_rank.items()}
+        content = _content(step, described, meta, milestone=milestone)
+        agree(lambda: _complete(writing, content, files), only_main=True)
+        observer("before_rename")
+        agree(lambda: publish(writing, final), only_main=True)
+    except BaseException as error:
+        if dist.is_main():
+            with suppress(OSError):  # what stays is removed at the next start
+                tidy(folder)
+        if isinstance(error, FailedError):
+            raise CheckpointError(_refusal(directory, step, error, _num_bytes(described))) from error
+        raise
+    observer("after_rename")
+    agree(lambda: rotate(directory, step, keep_last=keep_last), only_main=True)
+    return final
+
+
+def load(directory: Path, *, like: Mapping[str, Tensor] | None = None) -> Loaded | None:
+    """The newest training state in `directory/checkpoints/` whose checksums hold; None if there is none yet.
+
+    like: the tensors to be filled; names (this process's and the shared ones) and shapes must be the same.
+    The optimizer's entries, `optim/...`, are left out of that comparison: `unflatten_optimizer_` makes it.
+    First removes what interrupted saves left behind.
+
+    Raises `CheckpointError` if there are checkpoints and none can be used, if names or shapes differ from
+    `like`, or if processes have state of their own and their number changed.
+    """
+    path, manifest, skipped = agree(lambda: newest_sound(directory), only_main=True)[0]
+    if path is None:
+        return None
+    shapes = {name: tuple(entry["shape"]) for name, entry in _mine(manifest, path).items()}
+    if like is not None:
+        agree(lambda: _compare(path, like, shapes))
+    targets = {
+        name: torch.empty(shapes[name], dtype=getattr(torch, manifest["tensors"][name]["dtype"]))
+        for name in shapes
+    }
+    agree(lambda: read_tensors(path, targets))
+    return Loaded(manifest["step"], targets, manifest["meta"], manifest, path, skipped)
+
+
+# Saving, in the order in which it happens.
+
+
+def _described(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Shapes and dtypes of the entries of all processes."""
+    mine = manifests.describe(tensors)
+    foreign = [name for name in mine if (owner := _owner(name)) is not None and owner != dist.rank()]
+    assert not foreign, f"process {dist.rank()} passed entries of others: {foreign}"
+    merged: dict[str, dict[str, Any]] = {}
+    for by_rank in dist.gather_objects(mine):
+        merged.update(by_rank)
+    return merged
+
+
+def _num_bytes(described: Mapping[str, Mapping[str, Any]]) -> int:
+    num_bytes = _SLACK_BYTES
+    for entry in described.values():
+        dtype: torch.dtype = getattr(torch, entry["dtype"])
+        num_bytes += math.prod(entry["shape"]) * dtype.itemsize
+    return num_bytes
+
+
+def _prepare(directory: Path, writing: Path, num_bytes: int) -> None:
+    folder = writing.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    sync_folder(directory)
+    tidy(folder)
+    if free_bytes(folder) < num_bytes:
+        raise OSError(errno.ENOSPC, "the disk would be full")
+    writing.mkdir()
+
+
+def _content(
+    step: int, described: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any], *, milestone: bool
+) -> dict[str, Any]:
+    return {
+        "format": manifests.FORMAT,
+        "step": step,
+        "milestone": milestone,
+        "world_size": dist.world_size(),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "belvedere": version("belvedere"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "meta": dict(meta),
+        "tensors": dict(described),
+    }
+
+
+def _complete(writing: Path, content: dict[str, Any], files: dict[str, Any]) -> None:
+    """Write the manifest, which makes the folder a checkpoint."""
+    index = manifests.record_files([writing / INDEX_NAME])
+    write_json(writing / MANIFEST_NAME, manifests.seal({**content, "files": {**files, **index}}))
+
+
+def _refusal(directory: Path, step: int, error: FailedError, num_bytes: int) -> str:
+    """What to tell the person when a save failed."""
+    there = checkpoints(directory)
+    newest = f"at step {int(there[-1].name)}" if there else "of no step yet"
+    told = (
+        f"the checkpoint of step {step} could not be written to {directory / FOLDER_NAME} ({error}); "
+        f"training state on disk is {newest}"
+    )
+    free = free_bytes(directory)
+    if error.no_space or free < num_bytes:
+        told += (
+            f". It needs {readable_size(num_bytes)}, {readable_size(free)} are free: make room, keep fewer "
+            "checkpoints (run.keep_last, run.milestone_epochs) or choose another disk (run.dir)"
+        )
+    return told
+
+
+# Loading.
+
+
+def _owner(name: str) -> int | None:
+    """The process that an entry belongs to; None for a shared one."""
+    found = _RANK_ENTRY.match(name)
+    return int(found[1]) if found else None
+
+
+def _mine(manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The entries that this process loads.
+
+    Refuses another number of processes if any have state of their own.
+    """
+    owned = [name for name in manifest["tensors"] if _owner(name) is not None]
+    saved, now = manifest["world_size"], dist.world_size()
+    if owned and saved != now:
+        raise CheckpointError(
+            f"{path} was written by {saved} processes that have state of their own ({owned[0]} and "
+            f"{len(owned) - 1} more), this run has {now}; continue with {saved} processes "
+            f"(torchrun --nproc-per-node={saved} on one machine) or start a new run (another run.dir)"
+        )
+    entries: dict[str, Any] = manifest["tensors"]
+    return {name: entry for name, entry in entries.items() if _owner(name) in (None, dist.rank())}
+
+
+def _compare(path: Path, like: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    expected = {
+        name: tuple(tensor.shape) for name, tensor in like.items() if not name.startswith(OPTIM_PREFIX)
+    }
+    found = {name: shape for name, shape in shapes.items() if not name.startswith(OPTIM_PREFIX)}
+    if wrong := mismatches(expected, found):
+        raise CheckpointError(f"{path} does not fit this run's method and backbone\n  " + "\n  ".join(wrong))

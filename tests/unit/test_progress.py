@@ -1,0 +1,234 @@
+"""What is printed while something runs, with and without a terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from belvedere.core import log
+from belvedere.engine.progress import LINE_INTERVAL_S, Progress, duration
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Screen:
+    """A console that remembers what was written."""
+
+    def __init__(self, *, terminal: bool, width: int = 40) -> None:
+        self.file = io.StringIO()
+        self.console = Console(
+            file=self.file,
+            force_terminal=terminal,
+            force_interactive=terminal,
+            width=width,
+            color_system=None,
+        )
+
+    @property
+    def lines(self) -> list[str]:
+        return self.file.getvalue().splitlines()
+
+
+def progress(
+    screen: Screen, clock: Clock, *, total: int = 100, show: bool = True, start: int = 0
+) -> Progress:
+    return Progress(
+        total,
+        start_step=start,
+        images_per_step=8,
+        title="tiny/msn",
+        show=show,
+        console=screen.console,
+        clock=clock,
+    )
+
+
+def test_lines_are_whole_and_greppable_on_any_width() -> None:
+    screen, clock = Screen(terminal=False), Clock()
+    with progress(screen, clock) as bar:
+        clock.now += 2.0
+        bar.update(1, {"loss": 3.25, "lr": 1e-3}, waited_s=0.5)
+    (line,) = screen.lines
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d tiny/msn step=1/100 eta=0:03:18 images_per_s=4\.0 waiting=25% "
+        r"loss=3\.25 lr=0\.001",
+        line,
+    )
+
+
+def test_lines_come_first_then_every_ten_seconds_then_last() -> None:
+    screen, clock = Screen(terminal=False), Clock()
+    with progress(screen, clock, total=45) as bar:
+        for step in range(1, 46):
+            clock.now += 1.0
+            bar.update(step, {"loss": 1.0} if step % 2 == 0 else {}, waited_s=0.0)
+    printed = [int(re.search(r"step=(\d+)/", line).group(1)) for line in screen.lines]  # type: ignore[union-attr]
+    assert printed == [2, 12, 22, 32, 42, 45]
+    assert LINE_INTERVAL_S == 10.0
+
+
+def test_the_last_line_is_printed_when_the_run_stops_early_and_only_once() -> None:
+    screen, clock = Screen(terminal=False), Clock()
+
+    def interrupted() -> None:
+        with progress(screen, clock) as bar:
+            for step in (1, 2, 3):
+                clock.now += 1.0
+                bar.update(step, {"loss": 4.0 - step}, waited_s=0.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    first, last = screen.lines
+    assert "step=1/100" in first
+    assert "step=3/100" in last
+    assert last.endswith("loss=1")
+
+
+def test_without_numbers_there_is_a_sign_of_life_every_ten_seconds() -> None:
+    screen, clock = Screen(terminal=False), Clock()
+    with progress(screen, clock, total=25) as bar:
+        for step in range(1, 26):
+            clock.now += 1.0
+            bar.update(step)
+    assert [re.search(r"step=(\d+)", line).group(1) for line in screen.lines] == ["10", "20", "25"]  # type: ignore[union-attr]
+    assert "waiting" not in screen.file.getvalue()
+
+
+def test_not_shown_is_silent() -> None:
+    for terminal in (False, True):
+        screen, clock = Screen(terminal=terminal), Clock()
+        with progress(screen, clock, show=False, total=1) as bar:
+            bar.say("hello")
+            clock.now += 1.0
+            bar.update(1, {"loss": 1.0}, waited_s=0.0)
+        assert screen.file.getvalue() == ""
+
+
+def test_no_update_prints_nothing() -> None:
+    screen = Screen(terminal=False)
+    with progress(screen, Clock()):
+        pass
+    assert screen.lines == []
+
+
+def test_pace_is_that_of_the_last_half_minute_without_the_first_step() -> None:
+    screen, clock = Screen(terminal=False), Clock()
+    with progress(screen, clock, total=1000, start=500) as bar:
+        assert bar.pace() is None
+        clock.now += 60.0  # the first step compiles
+        bar.update(501, {}, waited_s=0.0)
+        for step in range(502, 512):
+            clock.now += 1.0
+            bar.update(step, {}, waited_s=0.25)
+        pace = bar.pace()
+        assert pace is not None
+        assert (pace.images_per_s, pace.eta_s, pace.waiting) == pytest.approx((8.0, 489.0, 0.25))
+        for step in range(512, 612):  # now twice as fast, and never waiting: the old pace is forgotten
+            clock.now += 0.5
+            bar.update(step, {}, waited_s=0.0)
+        pace = bar.pace()
+        assert pace is not None
+        assert (pace.images_per_s, pace.eta_s, pace.waiting) == pytest.approx((16.0, 194.5, 0.0))
+
+
+def test_a_million_short_steps_keep_the_window_small() -> None:
+    screen, clock = Screen(terminal=False), Clock()
+    with progress(screen, clock, total=10**6) as bar:
+        for step in range(1, 20_001):
+            clock.now += 0.01
+            bar.update(step, {}, waited_s=0.0)
+        assert len(bar._marks) <= 125
+
+
+def test_a_bar_shows_step_eta_speed_waiting_and_numbers() -> None:
+    screen, clock = Screen(terminal=True, width=100), Clock()
+    with progress(screen, clock, total=100) as bar:
+        for step in range(1, 31):
+            clock.now += 1.0
+            bar.update(step, {"loss": 3.21987, "entropy": 2.0}, waited_s=0.1)
+        bar.say("saved " + "x" * 150)
+    text = screen.file.getvalue()
+    assert "saved " + "x" * 150 in text
+    for expected in (
+        "tiny/msn",
+        "━",
+        "30/100",
+        "ETA 0:01:10",
+        "8.0 images/s",
+        "waiting 10%",
+        "loss 3.22",
+        "entropy 2",
+    ):
+        assert expected in text
+    assert "step=" not in text
+
+
+@pytest.mark.parametrize("width", [20, 80])
+def test_a_narrow_terminal_breaks_nothing(width: int) -> None:
+    screen, clock = Screen(terminal=True, width=width), Clock()
+    with progress(screen, clock) as bar:
+        clock.now += 1.0
+        bar.update(7, {f"a long name {i}": float("nan") for i in range(20)}, waited_s=1.0)
+    assert "nan" in screen.file.getvalue()
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True)
+    clock = Clock()
+    with Progress(2, images_per_step=1, title="t", show=True, console=console, clock=clock) as bar:
+        clock.now += 1.0
+        bar.update(1, {"loss": 0.5}, waited_s=0.0)
+    assert "step=1/2" in file.getvalue()
+
+
+def test_markup_in_a_message_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    log.say("[red]not red[/red] :smile: " + "word " * 40)
+    assert capsys.readouterr().err == "[red]not red[/red] :smile: " + "word " * 40 + "\n"
+
+
+def test_only_the_first_process_talks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    log.say("a")
+    log.warn("b")
+    log.table("c", [("d", "e")])
+    monkeypatch.setenv("RANK", "0")
+    log.warn("f")
+    log.table("plan", [("recipe", "tiny/msn"), ("lr", "[0, 1]")])
+    assert capsys.readouterr().err == "warning: f\nplan\n  recipe  tiny/msn\n  lr      [0, 1]\n"
+
+
+def test_a_reader_who_leaves_does_not_end_the_run() -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    console = log._LastingConsole(file=Gone())
+    clock = Clock()
+    with Progress(3, images_per_step=1, title="t", show=True, console=console, clock=clock) as bar:
+        for step in (1, 2, 3):
+            clock.now += 20.0
+            bar.update(step, {"loss": 0.5}, waited_s=0.0)
+    assert console.quiet
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00:00"), (65, "0:01:05"), (183_600, "2 days, 3:00:00")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
