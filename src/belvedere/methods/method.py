@@ -1,0 +1,150 @@
+"""The contract between a method and the training loop.
+
+A method is an `nn.Module` holding what its paper adds to a backbone: student, teacher, prototypes, buffers.
+The loop owns the optimizer, the step, the scopes of randomness, clipping and the finite check, and calls, in
+this order every step:
+
+=================  ====================================  ==========================================
+call               may                                   may not
+=================  ====================================  ==========================================
+`start_epoch`      cluster, assign                       draw outside its scope
+`start_step`       touch a parameter before the forward
+`encode_student`   run the student's backbone by rows    use a statistic over rows that it owns
+`encode_teacher`   the same, without gradient
+`loss`             heads, Sinkhorn, me-max, all rows     change any state
+`before_update`    drop gradients (None, not zero)
+`after_update`     change buffers: EMA, queue, center
+=================  ====================================  ==========================================
+
+With accumulation the two `encode` calls are made once per micro-batch and `encode_student` again with
+gradient, in the same scope; `loss` sees all rows of the process, once. So a non-finite step stops before
+anything changed, and accumulation over micro-batches equals the large batch.
+
+Legend: B rows (images) of this process, V views, D width, K prototypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from belvedere.core.settings import Settings
+from belvedere.data.batch import Batch
+
+Encoded = dict[str, Tensor]
+"""Backbone features by role, each view-major with the rows second: [V, B, ...]."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where in the run a step is; everything a schedule may read.
+
+    schedule_steps: the length that schedules are laid out over (total_steps times `optim.stretch`).
+    """
+
+    step: int
+    steps_per_epoch: int
+    total_steps: int
+    schedule_steps: float
+
+    @property
+    def epoch(self) -> int:
+        return self.step // self.steps_per_epoch
+
+    @property
+    def progress(self) -> float:
+        return self.step / self.total_steps
+
+
+@dataclass
+class Losses:
+    """total: what is differentiated; terms: its parts, as reported; watch: numbers that say how the run is
+    doing; kept: tensors that `after_update` or an observer reads. All 0-d but `kept`."""
+
+    total: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    watch: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that the optimizer treats alike. decay: whether weight decay applies to them."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    decay: bool
+    lr_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What outlives training: the backbone to use, and what the method trained on top of it, by name."""
+
+    backbone: nn.Module
+    heads: dict[str, nn.Module | Tensor]
+
+
+class Method(nn.Module):
+    """Base of all methods. `student` is trained (and wrapped for several processes); `teacher` follows it.
+
+    A method page also defines `Options`, its `Settings` under `method:` in the recipe, and `build`, which
+    makes the method of options, a backbone and a seed. roles: the views it works on; optional_roles: those of
+    them that a recipe may leave out.
+    """
+
+    roles: tuple[str, ...] = ()
+    optional_roles: tuple[str, ...] = ()
+    per_rank_state: bool = False
+    student: nn.Module
+    teacher: nn.Module
+
+    def draws(self, generator: torch.Generator, batch: Batch) -> dict[str, Tensor]:
+        """What the method draws for the whole global batch, keyed by the step."""
+        return {}
+
+    def groups(self) -> list[Group]:
+        """The parameters to train, by how the optimizer treats them."""
+        raise NotImplementedError
+
+    def scheduled(self, at: Clock) -> dict[str, float]:
+        """The method's own scheduled values of this step, for the record."""
+        return {}
+
+    def start_epoch(self, at: Clock, embed_dataset: Callable[..., Iterable[Any]]) -> None: ...
+
+    def start_step(self, at: Clock) -> None: ...
+
+    def encode_student(self, student: nn.Module, batch: Batch, at: Clock) -> Encoded:
+        raise NotImplementedError
+
+    def encode_teacher(self, batch: Batch, at: Clock) -> Encoded:
+        return {}
+
+    def loss(self, student: nn.Module, encoded: Encoded, target: Encoded, batch: Batch, at: Clock) -> Losses:
+        raise NotImplementedError
+
+    def before_update(self, at: Clock) -> None: ...
+
+    def after_update(self, encoded: Encoded, losses: Losses, at: Clock) -> None: ...
+
+    def export(self) -> Kept:
+        """What to keep for use after training."""
+        raise NotImplementedError
+
+
+class MethodOptions(Settings):
+    """Base of a method page's `Options`."""
+
+    name: str
+
+    def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
+        """What does not fit these views, as (dotted key to change, words).
+
+        views: {role: (how many, patches of one)}; only roles the method knows.
+        """
+        return []
