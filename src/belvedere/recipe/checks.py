@@ -1,0 +1,183 @@
+"""What must hold between a recipe's settings; the range of each alone is in its `Settings`.
+
+Each check names the sections it reads and runs when those are valid, so its findings are reported together
+with the mistakes elsewhere. A setting that would have no effect is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from belvedere.data.spec import ViewSpec
+from belvedere.methods.method import MethodOptions
+from belvedere.methods.pages import page
+from belvedere.nn.spec import FeatureSpec, HeadSpec, ViTSpec
+from belvedere.optim.spec import OptimSpec, Range
+from belvedere.recipe.explain import did_you_mean
+from belvedere.recipe.schema import Published, Recipe, RunSpec, TrainSpec
+from belvedere.recipe.text import Path
+
+Finding = tuple[Path, str]
+Findings = Iterator[Finding]
+Views = dict[str, ViewSpec]
+
+
+def _roles(method_name: str, roles: tuple[str, ...]) -> Findings:
+    build = page(method_name).build
+    required = [role for role in build.roles if role not in build.optional_roles]
+    for role in required:
+        if role not in roles:
+            yield ("views", role), f"is missing; {method_name} needs the views {', '.join(required)}"
+    for role in roles:
+        if role not in build.roles:
+            words = f"{method_name} has no view of this name{did_you_mean(role, build.roles)}"
+            yield ("views", role), f"{words} (its views: {', '.join(build.roles)})"
+
+
+def _method_views(method: MethodOptions, views: Views, backbone: ViTSpec) -> Findings:
+    known = {role: view for role, view in views.items() if role in page(method.name).build.roles}
+    sizes = {role: (view.count, (view.px // backbone.patch_px) ** 2) for role, view in known.items()}
+    for key, words in method.mistakes(sizes):
+        yield tuple(key.split(".")), words
+
+
+def _multiples(given_px: int, patch_px: int) -> str:
+    below = given_px // patch_px * patch_px
+    nearest = f"{below} or {below + patch_px}" if below else f"{patch_px}"
+    return f"{given_px} is no multiple of backbone.patch_px, {patch_px}; the nearest are {nearest}"
+
+
+def _view_sizes(backbone: ViTSpec, views: Views) -> Findings:
+    for role, view in views.items():
+        if view.px % backbone.patch_px:
+            yield ("views", role, "px"), _multiples(view.px, backbone.patch_px)
+
+
+def _features(backbone: ViTSpec, features: FeatureSpec) -> Findings:
+    if features.crop_px % backbone.patch_px:
+        yield ("features", "crop_px"), _multiples(features.crop_px, backbone.patch_px)
+    if features.blocks > backbone.depth:
+        words = f"{features.blocks} blocks of a backbone with depth {backbone.depth}; give at most its depth"
+        yield ("features", "blocks"), words
+
+
+def _photometry(views: Views) -> Findings:
+    for role, view in views.items():
+        jitter, blur, path = view.photometry.jitter, view.photometry.blur, ("views", role, "photometry")
+        if jitter is not None and jitter.p == 0:
+            yield (
+                (*path, "jitter", "p"),
+                "0 leaves the other keys of jitter without effect; write jitter: null",
+            )
+        elif jitter is not None and not any(
+            (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        ):
+            yield (*path, "jitter"), "changes nothing with every strength 0; write jitter: null"
+        if blur is not None and blur.p == 0:
+            yield (*path, "blur", "p"), "0 leaves blur.radius without effect; write blur: null"
+
+
+def _learning_rate(optim: OptimSpec) -> Findings:
+    lr, path = optim.lr, ("optim", "lr")
+    if lr.peak == 0:
+        yield (*path, "peak"), "0 trains nothing; give a number more than 0"
+    for name, value in (("start", lr.start), ("final", lr.final)):
+        if value > lr.peak > 0:
+            yield (*path, name), f"{value:g} is more than optim.lr.peak, {lr.peak:g}"
+    if lr.warmup_epochs == 0 and lr.start < lr.peak:
+        words = (
+            f"{lr.start:g} has no effect with warmup_epochs 0; repeat peak, {lr.peak:g}, or give a warm-up"
+        )
+        yield (*path, "start"), words
+
+
+def _lengths(optim: OptimSpec, train: TrainSpec) -> Findings:
+    longest = optim.stretch * train.epochs
+    if optim.lr.warmup_epochs > longest:
+        words = f"{optim.lr.warmup_epochs:g} is longer than the schedule: "
+        words += f"optim.stretch * train.epochs = {longest:g}"
+        yield ("optim", "lr", "warmup_epochs"), words
+    if optim.clip is not None and optim.clip.from_epoch >= train.epochs:
+        words = f"{optim.clip.from_epoch} is never reached with train.epochs {train.epochs}, so nothing is "
+        yield ("optim", "clip", "from_epoch"), words + "clipped; write optim.clip: null or give a smaller one"
+
+
+def _milestones(run: RunSpec, train: TrainSpec) -> Findings:
+    if run.milestone_epochs is not None and run.milestone_epochs > train.epochs:
+        words = f"{run.milestone_epochs} is never reached with train.epochs {train.epochs}; "
+        yield ("run", "milestone_epochs"), words + "write null or give a smaller one"
+
+
+def _batch_norm(method: MethodOptions, train: TrainSpec) -> Findings:
+    head = getattr(method, "head", None)
+    if isinstance(head, HeadSpec) and head.batch_norm and train.global_batch < 2:
+        words = (
+            f"{train.global_batch} is too small for method.head.batch_norm, which needs the statistics of "
+        )
+        yield ("train", "global_batch"), words + "at least 2 images"
+
+
+def _method_ranges(method: MethodOptions) -> Findings:
+    """A momentum is a weight between 0 and 1; a sharpening exponent's inverse is above 0."""
+    for name, low, high, words in (
+        ("momentum", 0.0, 1.0, "it must be a number from 0 to 1"),
+        ("sharpen", 1e-3, float("inf"), "it must be a number of at least 0.001"),
+    ):
+        moving = getattr(method, name, None)
+        if isinstance(moving, Range):
+            for end, value in (("start", moving.start), ("final", moving.final)):
+                if not low <= value <= high:
+                    yield ("method", name, end), f"{value:g} is not allowed; {words}"
+
+
+def flat(values: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every key of nested sections that is no section itself, with its value. An empty section is a value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+_CHECKS: tuple[tuple[Callable[..., Findings], tuple[str, ...]], ...] = (
+    (_roles, ("method_name", "roles")),
+    (_method_ranges, ("method",)),
+    (_method_views, ("method", "views", "backbone")),
+    (_view_sizes, ("backbone", "views")),
+    (_features, ("backbone", "features")),
+    (_photometry, ("views",)),
+    (_learning_rate, ("optim",)),
+    (_lengths, ("optim", "train")),
+    (_milestones, ("run", "train")),
+    (_batch_norm, ("method", "train")),
+)
+
+
+def check(sections: Mapping[str, Any]) -> list[Finding]:
+    """The findings of every check whose sections are all there: (path of the key to change, words).
+
+    sections: of a recipe by name; and `method_name` and `roles`, the names of its views, which may be known
+    where the sections are not valid.
+    """
+    return [
+        finding
+        for find, names in _CHECKS
+        if all(name in sections for name in names)
+        for finding in find(*(sections[name] for name in names))
+    ]
+
+
+def check_published(published: Published, keys: set[Path]) -> list[Finding]:
+    """The names under `published.unknown` must be keys of the recipe. keys: paths of all it has."""
+    known = {".".join(key) for key in keys}
+    return [
+        (("published", "unknown", name), f"is no key of this recipe{did_you_mean(name, known)}")
+        for name in published.unknown
+        if name not in known
+    ]
+
+
+def check_recipe(recipe: Recipe) -> list[Finding]:
+    """The findings in a recipe that was built without a file."""
+    return check({**dict(recipe), "method_name": recipe.method.name, "roles": tuple(recipe.views)})

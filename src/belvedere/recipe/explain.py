@@ -1,0 +1,205 @@
+"""What is wrong with a recipe, in plain words: what was given, what is allowed, what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Union
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from belvedere.core.settings import Settings
+from belvedere.methods.method import MethodOptions
+from belvedere.methods.pages import method_names, page
+from belvedere.recipe.schema import Recipe
+from belvedere.recipe.text import Path
+
+
+def dotted(path: Sequence[str]) -> str:
+    """`views.focal.scale[0]` for ("views", "focal", "scale", "0")."""
+    return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).removeprefix(".")
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """`; did you mean X?` for the closest allowed word, or nothing."""
+    words = {word.lower(): word for word in allowed}
+    close = difflib.get_close_matches(given.lower(), words, n=1, cutoff=0.6)
+    return f"; did you mean {words[close[0]]}?" if close else ""
+
+
+def given(value: Any) -> str:
+    """A value as a person would have written it, shortened."""
+    if isinstance(value, str):
+        text = repr(value) if len(value) <= 60 else repr(value[:57] + "...")
+        return f"the text {text}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "a section"
+    if isinstance(value, tuple):
+        text = ", ".join(given(item).removeprefix("the text ") for item in value[:6])
+        return f"the list [{text}{', ...' if len(value) > 6 else ''}]"
+    return f"{value}"
+
+
+def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """The values that a type admits: `a number from 0 to 1`, `one of bf16, float32`, `null or text`."""
+    limits = list(metadata)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return allowed(arguments[0], [*limits, *_flat(arguments[1:])])
+    if origin is Literal:
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(str(item) for item in arguments)
+    if origin in (Union, types.UnionType):
+        parts = ["null" if part is type(None) else allowed(part, limits) for part in arguments]
+        return " or ".join(sorted(parts, key="null".__eq__))
+    if origin is tuple:
+        items = arguments[0]
+        if arguments[-1] is Ellipsis:
+            return f"a list, each item {allowed(items)}"
+        return f"a list of {len(arguments)}, each {allowed(items)}"
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return f"a section with the keys {', '.join(annotation.model_fields)}"
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    if annotation in names:
+        return names[annotation] + _limits(limits)
+    return f"a section, each value {allowed(arguments[1])}" if origin is dict else "a section"
+
+
+def _flat(metadata: Iterable[Any]) -> list[Any]:
+    return [item for part in metadata for item in (part.metadata if isinstance(part, FieldInfo) else [part])]
+
+
+def _limits(metadata: Iterable[Any]) -> str:
+    found = {
+        name: getattr(item, name)
+        for item in metadata
+        for name in ("ge", "gt", "le", "lt", "min_length")
+        if getattr(item, name, None) is not None
+    }
+    if "ge" in found and "le" in found:
+        return f" from {found['ge']:g} to {found['le']:g}"
+    if "min_length" in found:
+        return " that is not empty"
+    words = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+    parts = [f"{words[name]} {found[name]:g}" for name in words if name in found]
+    return f" {' and '.join(parts)}" if parts else ""
+
+
+def fields_at(path: Path, values: Mapping[str, Any]) -> dict[str, FieldInfo] | None:
+    """The keys that the section at `path` may have; None where it is no section of fixed keys.
+
+    values: the recipe's, which name the method whose options stand under `method`.
+    """
+    model: Any = Recipe
+    for part in path:
+        if isinstance(model, type) and issubclass(model, Settings):
+            field = model.model_fields.get(part)
+            model = None if field is None else _model(field.annotation, values)
+        elif typing.get_origin(model) is dict:
+            model = _model(typing.get_args(model)[1], values)
+        else:
+            return None
+    return model.model_fields if isinstance(model, type) and issubclass(model, Settings) else None
+
+
+def _model(annotation: Any, values: Mapping[str, Any]) -> Any:
+    """The settings class or dict type that an annotation holds, if any."""
+    if annotation is MethodOptions:
+        section = values.get("method")
+        name = section.get("name") if isinstance(section, Mapping) else None
+        return page(name).Options if name in method_names() else MethodOptions
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        found = [_model(part, values) for part in typing.get_args(annotation)]
+        return next((part for part in found if part is not None), None)
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return annotation if typing.get_origin(annotation) is dict else None
+
+
+def allowed_at(path: Path, values: Mapping[str, Any]) -> str | None:
+    """The values that the key at `path` may have, in words; None where nothing is known of it."""
+    section = fields_at(path, values)
+    if section is not None:
+        return f"a section with the keys {', '.join(section)}"
+    for cut in range(len(path), 0, -1):  # a list's item is told by its list
+        fields = fields_at(path[: cut - 1], values)
+        if fields is not None and path[cut - 1] in fields:
+            field = fields[path[cut - 1]]
+            if cut < len(path) and typing.get_origin(field.annotation) is dict:
+                return allowed(typing.get_args(field.annotation)[1])
+            return allowed(field.annotation, _flat(field.metadata))
+    return None
+
+
+def _value_at(path: Path, values: Any) -> tuple[Path, Any]:
+    """The part of `path` that exists in `values`, and the value there."""
+    for depth, part in enumerate(path):
+        if isinstance(values, Mapping) and part in values:
+            values = values[part]
+        elif isinstance(values, tuple) and part.isdigit() and int(part) < len(values):
+            values = values[int(part)]
+        else:
+            return path[:depth], values
+    return path, values
+
+
+def explain(error: ValidationError, values: Mapping[str, Any]) -> list[tuple[Path, str]]:
+    """Each mistake as (path of the key, words), one per path, in the order found."""
+    found: dict[Path, str] = {}
+    for part in error.errors(include_url=False):
+        full = tuple(str(step) for step in part["loc"])
+        path, value = _value_at(full, values)
+        if part["type"] == "missing" and isinstance(value, Mapping):
+            found.setdefault(full, f"is missing; it must be {allowed_at(full, values)}")
+        elif part["type"] == "extra_forbidden":
+            found.setdefault(path, _unknown_key(path, values))
+        elif part["type"] == "method_name":
+            found.setdefault(*_unknown_method(value))
+        elif part["type"] == "value_error":
+            found.setdefault(path, str(part["ctx"]["error"]))
+        else:
+            found.setdefault(path, _wrong_value(path, value, values, part["msg"]))
+    return list(found.items())
+
+
+def _wrong_value(path: Path, value: Any, values: Mapping[str, Any], message: str) -> str:
+    words = f"{given(value)} is not allowed"
+    expected = allowed_at(path, values)
+    words += f"; it must be {expected}" if expected else f": {message}"
+    if isinstance(value, str) and expected and "one of " in expected:
+        words += did_you_mean(value, expected.split("one of ")[1].split(" or ")[0].split(", "))
+    elif expected and expected.startswith(("text", "null or text")) and not isinstance(value, (str, Mapping)):
+        words += " (put it in quotes if it is meant as text)"
+    return words
+
+
+def _unknown_method(section: Any) -> tuple[Path, str]:
+    name = section.get("name") if isinstance(section, Mapping) else section
+    words = f"is missing; it must be one of {', '.join(method_names())}"
+    if name is not None:
+        words = f"{given(name)} is no method; it must be one of {', '.join(method_names())}"
+        words += did_you_mean(str(name), method_names())
+    return ("method", "name"), words
+
+
+def _unknown_key(path: Path, values: Mapping[str, Any]) -> str:
+    siblings = fields_at(path[:-1], values) or {}
+    hint = did_you_mean(path[-1], siblings)
+    if not hint:
+        elsewhere = [where for where in _all_keys((), values) if where[-1] == path[-1]]
+        hint = f"; did you mean {' or '.join(dotted(where) for where in elsewhere)}?" if elsewhere else ""
+    return f"unknown key{hint} (keys here: {', '.join(siblings)})"
+
+
+def _all_keys(path: Path, values: Mapping[str, Any]) -> Iterable[Path]:
+    for name in fields_at(path, values) or {}:
+        yield (*path, name)
+        if (*path, name) == ("views",) and isinstance(values.get("views"), Mapping):
+            for role in values["views"]:
+                yield from _all_keys(("views", role), values)
+        else:
+            yield from _all_keys((*path, name), values)

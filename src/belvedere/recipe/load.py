@@ -1,0 +1,237 @@
+"""Recipe files, shipped or your own, with overrides: read, checked, written again, compared."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from belvedere.core.errors import RecipeError
+from belvedere.methods.pages import method_names
+from belvedere.recipe.checks import Finding, check, check_published, flat
+from belvedere.recipe.explain import did_you_mean, dotted, explain, given
+from belvedere.recipe.schema import Recipe
+from belvedere.recipe.shipped import recipe_names, recipe_text
+from belvedere.recipe.text import Mistake, Path, Written, read, read_value, write
+
+
+def load_recipe(name_or_path: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
+    """The shipped recipe of this name, or the one in this file, with `key.path=value` overrides applied.
+
+    Raises RecipeError, which tells every mistake at once: file and line (or `override`), dotted key, what was
+    given, what is allowed, what was probably meant.
+    """
+    label, text = _source(name_or_path)
+    draft = _Draft(read(text))
+    for override in overrides:
+        draft.apply(override)
+    return _finished(draft, label)
+
+
+def read_recipe(text: str, *, label: str = "recipe.yaml") -> Recipe:
+    """The recipe in a text that `dump` wrote, as saved with a run. Raises RecipeError."""
+    return _finished(_Draft(read(text)), label)
+
+
+def _source(name_or_path: str | FilePath) -> tuple[str, str]:
+    """(what to call it in messages, the text)."""
+    name = str(name_or_path)
+    if name in recipe_names() and isinstance(name_or_path, str):
+        return f"{name}.yaml", recipe_text(name)
+    file = FilePath(name_or_path)
+    if file.suffix not in (".yaml", ".yml") and not file.is_file():
+        words = f"there is no recipe {name!r}{did_you_mean(name, recipe_names())}\n"
+        words += f"shipped recipes: {', '.join(recipe_names())}\nor give the path of a .yaml file"
+        raise RecipeError(words)
+    try:
+        return name, file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{name}: not a text file in UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
+    except OSError as error:
+        raise RecipeError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+@dataclass
+class _Draft:
+    """A recipe as written, with overrides; knows where each key came from."""
+
+    written: Written
+    overridden: list[Path] = field(default_factory=list)
+
+    @property
+    def mistakes(self) -> list[Mistake]:
+        return self.written.mistakes
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the file gave no keys at all, so that everything would be reported missing."""
+        return bool(self.mistakes) and not self.written.lines
+
+    def apply(self, override: str) -> None:
+        """Put one `key.path=value` in; the value is everything behind the first `=`."""
+        key, equals, text = override.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path):
+            self._mistake((), f"{override!r} is no override; write key.path=value")
+            return
+        before = [other for other in self.overridden if other[: len(path)] == path]
+        if before:
+            self._mistake(path, f"given twice (before it: {dotted(before[-1])})")
+            return
+        try:
+            value = read_value(text)
+        except ValueError as error:
+            self._mistake(path, f"{text!r} cannot be read: {error}")
+            return
+        section = self._section(path)
+        if section is None:
+            return
+        section[path[-1]] = value
+        self.overridden.append(path)
+        for line_path in [known for known in self.written.lines if known[: len(path)] == path]:
+            del self.written.lines[line_path]
+
+    def _section(self, path: Path) -> dict[str, Any] | None:
+        """The section that holds the key at `path`, copied along the way: an alias shares it with others."""
+        section = self.written.values
+        for depth, part in enumerate(path[:-1], start=1):
+            inner = section.get(part)
+            if inner is not None and not isinstance(inner, dict):
+                words = f"{dotted(path[:depth])} is {given(inner)}, no section; give it as a whole"
+                self._mistake(path, words)
+                return None
+            section[part] = dict(inner or {})
+            section = section[part]
+        return section
+
+    def _mistake(self, path: Path, words: str) -> None:
+        self.mistakes.append(Mistake(None, path, words))
+
+    def located(self, finding: Finding) -> Mistake:
+        """The finding with the line of its key, or of the closest section around it."""
+        path, words = finding
+        if path not in self.written.lines and any(known[: len(path)] == path for known in self.overridden):
+            return Mistake(None, path, words)
+        for depth in range(len(path), 0, -1):
+            if path[:depth] in self.overridden:
+                return Mistake(None, path, words)
+            if path[:depth] in self.written.lines:
+                return Mistake(self.written.lines[path[:depth]], path, words)
+        return Mistake(1, path, words)
+
+
+def _finished(draft: _Draft, label: str) -> Recipe:
+    if draft.unreadable:
+        raise RecipeError(_report(label, draft.mistakes))
+    recipe, findings = _validated(draft.written.values)
+    mistakes = draft.mistakes + [draft.located(finding) for finding in findings]
+    if mistakes:
+        raise RecipeError(_report(label, mistakes))
+    return cast(Recipe, recipe)
+
+
+def _validated(values: dict[str, Any]) -> tuple[Recipe | None, list[Finding]]:
+    """The recipe if it is one, and everything that is wrong."""
+    recipe = None
+    findings: list[Finding] = []
+    try:
+        recipe = Recipe.model_validate(values)
+        sections = dict(recipe)
+    except ValidationError as error:
+        findings = explain(error, values)
+        sections = _sections(values, broken={path[0] for path, _ in findings})
+    checked = check(sections | _names(values))
+    unknown_roles = {path for path, _ in checked if len(path) == 2 and path[0] == "views"}
+    findings = [finding for finding in findings if finding[0][:2] not in unknown_roles] + checked
+    if sections.get("published") is not None:
+        findings += check_published(sections["published"], _key_paths(values))
+    return recipe, findings
+
+
+def _names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The names of method and views, which are known even where their sections are not valid."""
+    method, views = values.get("method"), values.get("views")
+    names: dict[str, Any] = {}
+    if isinstance(method, Mapping) and method.get("name") in method_names():
+        names["method_name"] = method["name"]
+    if isinstance(views, Mapping):
+        names["roles"] = tuple(views)
+    return names
+
+
+def _sections(values: Mapping[str, Any], broken: set[str]) -> dict[str, Any]:
+    """The valid sections of a recipe that as a whole is not."""
+    sections = {}
+    for name, info in Recipe.model_fields.items():
+        if name in broken:
+            continue
+        if name not in values:
+            sections[name] = info.get_default(call_default_factory=True)
+        elif name == "method":
+            sections[name] = Recipe.method_options(values[name])
+        else:
+            section = TypeAdapter[Any](cast(Any, info.annotation))
+            sections[name] = section.validate_python(values[name], strict=True)
+    return sections
+
+
+def _key_paths(values: Mapping[str, Any], path: Path = ()) -> set[Path]:
+    found = set()
+    for key, value in values.items():
+        found.add((*path, key))
+        if isinstance(value, Mapping):
+            found |= _key_paths(value, (*path, key))
+    return found
+
+
+def _report(label: str, mistakes: list[Mistake]) -> str:
+    """All mistakes, one a line, in the order of the file and overrides last."""
+    ordered = sorted(
+        dict.fromkeys(mistakes), key=lambda mistake: (mistake.line is None, mistake.line or 0, mistake.path)
+    )
+    lines = []
+    for mistake in ordered:
+        where = "override" if mistake.line is None else f"{label}:{mistake.line}"
+        key = f"{dotted(mistake.path)}: " if mistake.path else ""
+        lines.append(f"{where}: {key}{mistake.words}")
+    if len(lines) == 1:
+        return lines[0]
+    return "\n".join([f"{len(lines)} mistakes in {label}:", *(f"  {line}" for line in lines)])
+
+
+def dump(recipe: Recipe) -> str:
+    """The whole recipe as YAML, defaults included; loads back to an equal recipe."""
+    return write(recipe.model_dump())
+
+
+def _resumable(recipe: Recipe) -> dict[str, Any]:
+    """{dotted key: value} of what may not change while a run lasts: everything outside `run`."""
+    values = {name: value for name, value in recipe.model_dump().items() if name != "run"}
+    return {".".join(path): value for path, value in flat(values)}
+
+
+def difference(old: Recipe, new: Recipe) -> list[str]:
+    """What differs outside `run`, one `key: old -> new` each, sorted; empty if a run may continue."""
+    before, after = _resumable(old), _resumable(new)
+    return [
+        f"{key}: {_shown(before, key)} -> {_shown(after, key)}"
+        for key in sorted(before.keys() | after.keys())
+        if _shown(before, key) != _shown(after, key)
+    ]
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return json.dumps(values[key], ensure_ascii=False) if key in values else "(absent)"
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """A short name of everything outside `run`: equal exactly where `difference` is empty (SHA-256)."""
+    text = json.dumps(_resumable(recipe), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,107 @@
+"""A recipe: everything a run is, complete in one file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializeAsAny, field_validator
+from pydantic_core import PydanticCustomError
+
+from belvedere.core.settings import Settings
+from belvedere.data.spec import DataSpec, ViewSpec
+from belvedere.methods.method import MethodOptions
+from belvedere.methods.pages import method_names, page
+from belvedere.nn.spec import FeatureSpec, ViTSpec
+from belvedere.optim.spec import OptimSpec
+
+Count = Annotated[int, Field(ge=1)]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+
+class TrainSpec(Settings):
+    """How long and in what precision. global_batch: images per step over all processes. Parameters are
+    float32 (float64 for `float64`); `bf16` runs the networks under bfloat16 autocast and every loss in
+    at least float32."""
+
+    epochs: Count
+    global_batch: Count
+    precision: Literal["bf16", "float32", "float64"]
+
+
+class RunSpec(Settings):
+    """How this machine carries the run out; the only keys that may change when a run continues.
+
+    dir: where everything is written (null: `runs/<name>`). device: `cpu`, `cuda` or null for what is there.
+    workers: loader processes per training process (0: in the training process). threads: CPU threads of the
+    networks (null: torch's choice). micro_batch: rows encoded at a time per process (null: all). compile:
+    torch.compile for the backbone. Saving: every n steps and every n minutes, whichever comes; the last
+    `keep_last` checkpoints are kept, and those at multiples of `milestone_epochs`.
+    """
+
+    dir: str | None = None
+    device: Literal["cpu", "cuda"] | None = None
+    workers: Annotated[int, Field(ge=0)] = 2
+    threads: Count | None = None
+    micro_batch: Count | None = None
+    compile: bool = False
+    log_every_steps: Count = 10
+    save_every_steps: Count | None = None
+    save_every_minutes: Annotated[float, Field(gt=0.0)] | None = 15.0
+    keep_last: Count = 2
+    milestone_epochs: Count | None = None
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+
+class Published(Settings):
+    """What the paper reports for this run, and which of the recipe's values its authors never stated.
+
+    source: where the numbers stand. weights: the published file of this run. accuracy: top-1 in percent, by
+    protocol. unknown: dotted key -> why the value was chosen.
+    """
+
+    source: str
+    weights: str | None = None
+    accuracy: dict[str, Annotated[float, Field(ge=0.0, le=100.0)]] = Field(default_factory=dict)
+    unknown: dict[str, str] = Field(default_factory=dict)
+
+
+class Recipe(Settings):
+    """One run. Under `method` stand the options of the method's page; see `belvedere.methods`.
+
+    name: also where the run is written, `runs/<name>`, unless `run.dir` says otherwise.
+    """
+
+    name: str
+    seed: Annotated[int, Field(ge=0)]
+    method: SerializeAsAny[MethodOptions]
+    backbone: ViTSpec
+    views: dict[str, ViewSpec]
+    data: DataSpec
+    optim: OptimSpec
+    train: TrainSpec
+    features: FeatureSpec
+    run: RunSpec = RunSpec()
+    published: Published | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_path(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is not allowed; use letters, digits, `.`, `_` and `-`, parted by `/`"
+            )
+        return value
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _of_its_page(cls, value: Any) -> Any:
+        return cls.method_options(value) if isinstance(value, dict) else value
+
+    @staticmethod
+    def method_options(value: dict[str, Any]) -> MethodOptions:
+        """`method:` validated by the `Options` of the page that its `name` names."""
+        name = value.get("name")
+        if name not in method_names():
+            raise PydanticCustomError("method_name", "no method of this name")
+        return page(name).Options.model_validate(value)
