@@ -1,0 +1,126 @@
+"""What people exchange: a backbone as safetensors, with a card that says all there is to know to use it.
+
+backbone/
+  backbone.safetensors   the network's tensors under their published names
+  heads.safetensors      what the method trained on top of it, if anything was kept
+  card.yaml              written last; carries the SHA-256 of both
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from belvedere.core.errors import WeightsError
+from belvedere.core.files import remove_interrupted, replacing, sha256, write_yaml
+from belvedere.core.settings import Settings
+from belvedere.nn.spec import FeatureSpec, ViTSpec
+
+WEIGHTS_NAME = "backbone.safetensors"
+HEADS_NAME = "heads.safetensors"
+CARD_NAME = "card.yaml"
+
+
+class Card(Settings):
+    """A backbone's card.
+
+    system: the method. mean, std: per channel, in [0, 1]. source: the recipe or imported file it comes from,
+    source_sha256 that file's checksum. step: optimization steps it was trained for, if known. published:
+    accuracies reported for these weights. dropped: parts of an imported file that are not kept, with the
+    reason. data: what it was trained on. weights_sha256, heads_sha256: filled in by `export`.
+    """
+
+    system: str
+    backbone: ViTSpec
+    features: FeatureSpec
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    source: str
+    source_sha256: str | None = None
+    licence: str | None = None
+    step: int | None = None
+    published: dict[str, float | str] = Field(default_factory=dict)
+    dropped: dict[str, str] = Field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
+    weights_sha256: str | None = None
+    heads_sha256: str | None = None
+
+
+def export(
+    directory: Path,
+    backbone: nn.Module,
+    card: Card,
+    *,
+    heads: Mapping[str, nn.Module | Tensor] | None = None,
+) -> Card:
+    """Write backbone, heads and card to `directory`, replacing what is there; returns the card as written.
+
+    Each file is replaced at once and the card comes last: a reader always finds a matching set or, when the
+    writer was killed between two files, a card whose checksum does not hold, which it reports.
+    """
+    remove_interrupted(directory)
+    tensors = {name: _plain(tensor) for name, tensor in backbone.state_dict().items()}
+    kept = _head_tensors(heads or {})
+    heads_sum = _write_tensors(directory / HEADS_NAME, kept) if kept else None
+    written = card.model_copy(
+        update={
+            "weights_sha256": _write_tensors(directory / WEIGHTS_NAME, tensors),
+            "heads_sha256": heads_sum,
+        }
+    )
+    write_yaml(directory / CARD_NAME, written.model_dump(mode="json"))
+    if not kept:
+        (directory / HEADS_NAME).unlink(missing_ok=True)
+    return written
+
+
+def read_card(path: Path) -> Card:
+    """The card in the file `path`. Raises `WeightsError` listing every mistake in it."""
+    try:
+        content = yaml.safe_load(path.read_text())
+        return Card.model_validate_json(json.dumps(content))
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{path} is missing: weights are read with their card, which says how to build the network; "
+            "`belvedere import` writes one for a published checkpoint"
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    except ValidationError as error:
+        mistakes = [f"{'.'.join(map(str, one['loc'])) or 'card'}: {one['msg']}" for one in error.errors()]
+        raise WeightsError(f"{path} is no valid card\n  " + "\n  ".join(mistakes)) from error
+
+
+def checksum(content: bytes) -> str:
+    """SHA-256 of a file's content, as the card keeps it."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _head_tensors(heads: Mapping[str, nn.Module | Tensor]) -> dict[str, Tensor]:
+    """All heads' tensors in one dictionary: `<head>` for a tensor, `<head>.<name>` for a module's."""
+    flat: dict[str, Tensor] = {}
+    for head, value in heads.items():
+        if isinstance(value, Tensor):
+            flat[head] = _plain(value)
+        else:
+            flat |= {f"{head}.{name}": _plain(tensor) for name, tensor in value.state_dict().items()}
+    return flat
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Replace `path`; returns the SHA-256 of the new file."""
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
+        return sha256(temporary)
