@@ -1,0 +1,225 @@
+"""Features of a frozen backbone: which image goes in, and which tensor is *the* feature, both as its card
+says.
+
+B batch, N images, D feature columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from belvedere.core.errors import DataError, EvaluationError
+from belvedere.data.decode import UnreadableImage
+from belvedere.data.source import Source
+from belvedere.engine.precision import Precision, networks
+from belvedere.nn.backbone import Block, Features
+from belvedere.nn.spec import FeatureSpec
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all) after every batch."""
+
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_MAX_ASPECT = 16
+
+
+class FeatureCard(Protocol):
+    """What evaluation needs of a card: the feature, and the statistics that pixels in [0, 1] are normalized
+    by."""
+
+    @property
+    def features(self) -> FeatureSpec: ...
+    @property
+    def mean(self) -> tuple[float, float, float]: ...
+    @property
+    def std(self) -> tuple[float, float, float]: ...
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """features [N, D] float32 on the CPU; index [N]: which image of the source each row is, in the order
+    asked for; unreadable: {key: reason} of the images that have no row."""
+
+    features: Tensor
+    index: NDArray[np.int64]
+    unreadable: dict[str, str]
+
+
+def evaluation_pixels(pixels: NDArray[np.uint8], spec: FeatureSpec) -> NDArray[np.uint8]:
+    """The central crop [crop_px, crop_px, 3] of an image [H, W, 3] whose shorter side was resized to
+    resize_px.
+
+    Antialiased, on PIL's grid. Of an image more than 16 times as long as wide only the middle is resized.
+    """
+    height, width = pixels.shape[:2]
+    longest = _MAX_ASPECT * min(height, width)
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    image = Image.fromarray(np.ascontiguousarray(pixels[top : top + longest, left : left + longest]))
+    short = min(image.size)
+    if short != spec.resize_px:
+        width, height = (
+            spec.resize_px if side == short else int(spec.resize_px * side / short) for side in image.size
+        )
+        image = image.resize((width, height), _RESAMPLING[spec.interpolation])
+    left, top = (round((side - spec.crop_px) / 2.0) for side in image.size)
+    return np.asarray(image.crop((left, top, left + spec.crop_px, top + spec.crop_px)))
+
+
+def image_transform(
+    pixels: NDArray[np.uint8], spec: FeatureSpec, *, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """A normalized image [3, crop_px, crop_px] float32 from pixels [H, W, 3]."""
+    image = torch.from_numpy(evaluation_pixels(pixels, spec).transpose(2, 0, 1).astype(np.float32)) / 255.0
+    return (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def feature(output: Features, spec: FeatureSpec, norm: nn.Module) -> Tensor:
+    """The feature [B, D] float32 that the card means, of a backbone's output.
+
+    norm: the backbone's final norm, applied token by token (so before a mean) to no block, to those of the
+    last stage, or to all. Several blocks stand side by side, oldest first.
+    """
+    if spec.source == "pooled":
+        return output.pooled.float()
+    if len(output.blocks) < spec.blocks:
+        raise EvaluationError(
+            f"features.blocks is {spec.blocks}, but the backbone gives {len(output.blocks)} blocks; use a "
+            f"smaller number"
+        )
+    blocks = output.blocks[-spec.blocks :]
+    last = blocks[-1].stage
+    parts: list[Tensor] = []
+    for block in blocks:
+        normed = spec.norm == "all" or (spec.norm == "last_stage" and block.stage == last)
+        parts += _of_block(block, spec, norm if normed else nn.Identity())
+    return torch.cat([part.float() for part in parts], dim=1)
+
+
+def _of_block(block: Block, spec: FeatureSpec, norm: nn.Module) -> list[Tensor]:
+    parts: list[Tensor] = []
+    if spec.source in ("cls", "cls+mean"):
+        if block.cls is None:
+            raise EvaluationError(
+                f"features.source is {spec.source!r}, but a block of stage {block.stage} has no class "
+                f"token; use 'mean'"
+            )
+        parts.append(norm(block.cls))
+    if spec.source in ("mean", "cls+mean"):
+        parts.append(norm(block.tokens).float().mean(1))
+    return parts
+
+
+def extract(
+    backbone: nn.Module,
+    card: FeatureCard,
+    source: Source,
+    *,
+    indices: NDArray[np.int64] | None = None,
+    batch_size: int = 64,
+    device: torch.device | None = None,
+    precision: Precision = "float32",
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Extracted:
+    """Features of a source's images (or of those at `indices`), in evaluation mode, without gradient.
+
+    The backbone is moved to `device` and stays there; its training modes come back. Images are read by
+    `workers` threads. Raises DataError when no image can be read, EvaluationError for features that are not
+    finite.
+    """
+    if batch_size < 1:
+        raise EvaluationError(f"the batch size must be at least 1; got {batch_size}")
+    device = device or torch.device("cpu")
+    backbone.to(device)
+    wanted = (
+        np.arange(len(source), dtype=np.int64) if indices is None else np.asarray(indices, dtype=np.int64)
+    )
+    if not len(wanted):
+        raise DataError(f"there is no image of {source.name!r} to extract features of")
+    rows: list[Tensor] = []
+    index: list[int] = []
+    unreadable: dict[str, str] = {}
+    with _evaluating(backbone), torch.inference_mode():
+        for done, batch, failed in _read(source, wanted, card, batch_size=batch_size, workers=workers):
+            unreadable |= failed
+            if batch:
+                images = torch.stack(list(batch.values())).to(device)
+                part = _forward(backbone, images, card.features, precision)
+                _check_finite(part, source, list(batch))
+                rows.append(part)
+                index += batch
+            if progress is not None:
+                progress(done, len(wanted))
+    if not rows:
+        first = "; ".join(f"{key}: {reason}" for key, reason in list(unreadable.items())[:5])
+        raise DataError(f"none of the {len(wanted)} images of {source.name!r} can be read: {first}")
+    return Extracted(torch.cat(rows).clone(), np.array(index, dtype=np.int64), unreadable)
+
+
+def _forward(backbone: nn.Module, images: Tensor, spec: FeatureSpec, precision: Precision) -> Tensor:
+    dtype = next((p.dtype for p in backbone.parameters()), images.dtype)
+    norm = backbone.norm
+    assert isinstance(norm, nn.Module)
+    with networks(precision, images.device):
+        output = backbone(images.to(dtype), blocks=0 if spec.source == "pooled" else spec.blocks)
+        return feature(output, spec, norm).cpu()
+
+
+def _read(
+    source: Source, wanted: NDArray[np.int64], card: FeatureCard, *, batch_size: int, workers: int
+) -> Iterator[tuple[int, dict[int, Tensor], dict[str, str]]]:
+    """Per batch: images done so far, {index: normalized image}, {key: reason}; one batch is read ahead."""
+
+    def load(i: int) -> Tensor | UnreadableImage:
+        try:
+            return image_transform(source.read(i), card.features, mean=card.mean, std=card.std)
+        except UnreadableImage as error:
+            return error
+
+    edges = [*range(0, len(wanted), batch_size), len(wanted)]
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+
+        def start(number: int) -> dict[int, Future[Tensor | UnreadableImage]]:
+            part = wanted[edges[number] : edges[number + 1]] if number + 1 < len(edges) else wanted[:0]
+            return {int(i): pool.submit(load, int(i)) for i in part}
+
+        ahead = start(0)
+        for number, (_, done) in enumerate(pairwise(edges)):
+            current, ahead = ahead, start(number + 1)
+            results = {i: future.result() for i, future in current.items()}
+            images = {i: result for i, result in results.items() if isinstance(result, Tensor)}
+            failed = {source.key(i): r.reason for i, r in results.items() if isinstance(r, UnreadableImage)}
+            yield done, images, failed
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, and each part's own mode after it."""
+    training = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in training.items():
+            part.training = mode
+
+
+def _check_finite(features: Tensor, source: Source, index: list[int]) -> None:
+    bad = ~torch.isfinite(features).all(1)
+    if bool(bad.any()):
+        key = source.key(index[int(bad.nonzero()[0, 0])])
+        raise EvaluationError(
+            f"the features of {int(bad.sum())} images are not finite, first {key!r}; the weights are "
+            f"damaged, or try "
+            f"precision float32"
+        )

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from eval_fakes import FakeBackbone, FakeCard, coloured_source, feature_spec
+
+from belvedere.core.errors import EvaluationError
+from belvedere.data.source import subset
+from belvedere.eval import protocols
+from belvedere.eval.evaluate import Evaluation, Options, evaluate
+from belvedere.eval.features import extract
+from belvedere.eval.labelled import Labelled
+from belvedere.eval.linear import ProbeSettings
+from belvedere.eval.predict import predict
+
+CARD = FakeCard(feature_spec(blocks=2))
+OPTIONS = Options(shots=(1, 3), splits=3, k=5, probe=ProbeSettings(epochs=2, min_steps=30), batch_size=8)
+
+
+def _evaluate(**changes: object) -> Evaluation:
+    source = coloured_source({"ant": 10, "bee": 8, "cow": 2})
+    return evaluate(FakeBackbone(), CARD, source, options=OPTIONS, **changes)  # type: ignore[arg-type]
+
+
+def test_one_labelled_folder() -> None:
+    report = _evaluate().report
+    assert report["training"] == {"images": 20, "classes": {"ant": 10, "bee": 8, "cow": 2}}
+    assert report["knn"]["scored"] == report["knn"]["bank"] == 20
+    assert set(report["knn"]["by_k"]) == {"5", "10", "20", "100", "200"}
+    shots = report["logistic"]["shots"]
+    assert set(shots) == {"1", "3"}
+    assert shots["1"]["short_classes"] == {}
+    assert shots["3"]["short_classes"] == {"cow": 2}
+    assert shots["3"]["per_class"]["cow"] != shots["3"]["per_class"]["cow"]  # NaN: both are always trained on
+    assert 0.4 < shots["3"]["mean"] <= 1.0
+    assert report["linear"]["trained"] + report["linear"]["scored"] == 20
+    assert report["linear"]["trained"] == 5 + 4 + 1
+
+
+def test_a_scored_set_of_its_own_is_all_that_is_scored() -> None:
+    # another order of classes, and one class missing: labels are matched by name
+    val = coloured_source({"ant": 4, "bee": 5}, seed=1)
+    order = np.argsort([1] * 4 + [0] * 5, kind="stable")
+    val = subset(val, order)
+    report = _evaluate(val=val).report
+    assert report["scored"] == 9
+    assert report["knn"]["scored"] == report["linear"]["scored"] == 9
+    assert report["knn"]["bank"] == report["linear"]["trained"] == 20
+    assert report["logistic"]["scored_on"] == "the scored set"
+    assert report["knn"]["accuracy"] > 0.8
+
+
+def test_classes_are_matched_by_name_not_by_number() -> None:
+    train = coloured_source({"ant": 6, "bee": 6})
+    same = coloured_source({"ant": 6, "bee": 6}, seed=1)
+    swapped = type(same)(
+        "swapped",
+        same.pixels,
+        labels=1 - same.labels,
+        classes=("bee", "ant"),
+        keys=[str(i) for i in range(12)],
+    )
+    options = OPTIONS.model_copy(update={"protocols": ("knn",)})
+    scores = [
+        evaluate(FakeBackbone(), CARD, train, val=val, options=options).report["knn"]["accuracy"]
+        for val in (same, swapped)
+    ]
+    assert scores[0] == scores[1] > 0.9
+
+
+def test_unknown_classes_of_the_scored_set_are_named() -> None:
+    with pytest.raises(EvaluationError, match=r"\(--val\) has classes that no training image has: dog"):
+        _evaluate(val=coloured_source({"ant": 2, "dog": 2}))
+
+
+def test_a_fixed_list_has_the_published_and_a_chosen_regularization() -> None:
+    result = _evaluate(val=coloured_source({"ant": 4, "bee": 5, "cow": 4}, seed=1), list_name="2imgs.txt")
+    logistic = result.report["logistic"]
+    assert result.splits is None
+    assert set(logistic["fits"]) == {"published", "chosen"}
+    assert logistic["fits"]["published"]["lambda"] == 0.0025
+    assert logistic["images_per_class"] == {"min": 2, "max": 10}
+    assert logistic["folds"] == 2
+    assert result.report["list"] == "2imgs.txt"
+    with pytest.raises(EvaluationError, match="--subset"):
+        _evaluate(list_name="2imgs.txt")
+
+
+def test_a_given_lambda_takes_the_place_of_both() -> None:
+    options = OPTIONS.model_copy(update={"lambd": 0.5, "protocols": ("logistic",)})
+    source = coloured_source({"ant": 9, "bee": 8})
+    report = evaluate(FakeBackbone(), CARD, source, options=options).report
+    assert report["logistic"]["shots"]["3"]["lambda"] == [0.5] * 3
+    assert report["logistic"]["shots"]["3"]["lambda_chosen_by"] == "fixed"
+    assert "knn" not in report
+    listed = evaluate(FakeBackbone(), CARD, source, val=source, list_name="x", options=options).report
+    assert set(listed["logistic"]["fits"]) == {"given", "chosen"}
+
+
+def test_the_same_command_writes_the_same_bytes(tmp_path: Path) -> None:
+    names = {}
+    for run in ("a", "b"):
+        result = _evaluate(unlabelled=coloured_source({"x": 5, "y": 4}, seed=2))
+        names[run] = [path.name for path in result.save(tmp_path / run)]
+    assert names["a"] == ["splits.json", "predictions.csv", "report.json"]
+    for name in names["a"]:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    splits = json.loads((tmp_path / "a" / "splits.json").read_text())
+    assert report["logistic"]["splits_sha256"] == splits["splits_sha256"]
+    assert report["logistic"]["shots"]["3"]["per_class"]["cow"] is None
+
+
+def test_predictions_name_every_file(tmp_path: Path) -> None:
+    unlabelled = coloured_source({"x": 6, "y": 6, "z": 6}, seed=4, broken=frozenset({2}))
+    result = _evaluate(unlabelled=unlabelled)
+    result.save(tmp_path)
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [unlabelled.key(i) for i in range(18) if i != 2]
+    truth = ["ant"] * 5 + ["bee"] * 6 + ["cow"] * 6
+    assert np.mean([row["label"] == t for row, t in zip(rows, truth, strict=True)]) > 0.8
+    assert all(1 / 3 <= float(row["probability"]) <= 1 for row in rows)
+    assert result.report["predict"]["images"] == 17
+    assert result.report["unreadable"] == {"predict": {"0002.png": "truncated"}}
+
+
+def test_file_names_with_commas_and_odd_bytes_survive(tmp_path: Path) -> None:
+    train = Labelled(torch.eye(2), np.array([0, 1]), ("a,b", 'c"d'))
+    predictions = predict(train, torch.eye(2))
+    assert predictions.folds == 0
+    keys = ["x,y.png", "odd\udcff.png"]
+    Evaluation({}, predicted=(keys, predictions), classes=train.classes).save(tmp_path)
+    with (tmp_path / "predictions.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.reader(file))
+    assert [row[:2] for row in rows] == [["file", "label"], ["x,y.png", "a,b"], ["odd\udcff.png", 'c"d']]
+
+
+def test_unreadable_and_unlabelled_images_have_no_part() -> None:
+    source = coloured_source({"ant": 6, "bee": 6}, unlabelled=7, broken=frozenset({0, 15}))
+    seen: list[tuple[str, int, int]] = []
+    result = evaluate(FakeBackbone(), CARD, source, options=OPTIONS, progress=lambda *at: seen.append(at))
+    assert result.report["training"]["images"] == 11
+    assert result.report["unreadable"] == {"data": {"0000.png": "truncated"}}
+    assert seen[-1] == ("data", 12, 12)
+
+
+def test_nothing_to_tell_apart_is_an_error() -> None:
+    with pytest.raises(EvaluationError, match="at least two classes; found 'ant' only"):
+        evaluate(FakeBackbone(), CARD, coloured_source({"ant": 5}), options=OPTIONS)
+    with pytest.raises(EvaluationError, match="no labelled image"):
+        evaluate(
+            FakeBackbone(), CARD, subset(coloured_source({"ant": 1}, unlabelled=2), [1, 2]), options=OPTIONS
+        )
+
+
+def test_no_image_is_scored_by_a_classifier_that_saw_it() -> None:
+    """Labels that follow nothing: whoever scores its own training images stands out far above chance."""
+    rng = np.random.RandomState(0)
+    noise = Labelled(
+        torch.from_numpy(rng.standard_normal((200, 150))).float(), rng.randint(0, 2, 200), ("a", "b")
+    )
+    from belvedere.eval.splits import draw_splits
+
+    splits = draw_splits(noise.labels, (20,), splits=5, seed=0)
+    assert protocols.logistic_shots(noise, None, splits, lambd=None)["shots"]["20"]["mean"] < 0.65
+    assert protocols.knn(noise, None, k=1)["accuracy"] < 0.65
+    settings = ProbeSettings(epochs=1, min_steps=300)
+    assert protocols.linear(noise, None, settings=settings, seed=0, device=None)["accuracy"] < 0.65
+
+
+def test_leave_one_out_equals_a_loop() -> None:
+    source = coloured_source({"ant": 7, "bee": 7})
+    features = extract(FakeBackbone(), CARD, source).features
+    train = Labelled(features, source.labels, source.classes)
+    right = 0
+    for i in range(14):
+        rest = np.delete(np.arange(14), i)
+        part = protocols.knn(train.take(rest), train.take(np.array([i])), k=3)
+        right += part["accuracy"]
+    assert protocols.knn(train, None, k=3)["accuracy"] == pytest.approx(right / 14)
+
+
+def test_linear_with_one_image_per_class_says_so() -> None:
+    train = Labelled(torch.eye(3), np.arange(3), ("a", "b", "c"))
+    with pytest.raises(EvaluationError, match="every class has one labelled image"):
+        protocols.linear(train, None, settings=ProbeSettings(), seed=0, device=None)
