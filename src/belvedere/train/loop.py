@@ -1,0 +1,183 @@
+"""The training loop: one generator that the command, the demo, the tests and every golden run drain.
+
+It knows no method. State changes at two places only, both after the vote: the optimizer's update and the
+method's `after_update`. So a step that is not finite, or that a signal interrupts, leaves everything as the
+last step did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from belvedere.core import dist, rng
+from belvedere.core.errors import NonFiniteError
+from belvedere.data.batch import Batch
+from belvedere.engine.parallel import Spread, backward_in_parts, rows_together
+from belvedere.methods.method import Clock, Encoded, Losses, Method
+from belvedere.optim.clip import clip_, gradient_norms
+from belvedere.optim.groups import set_
+from belvedere.recipe.plan import Plan
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What this process wants after the step under way: to stop, to save."""
+
+    stop: bool = False
+    save: bool = False
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step. losses: this process's; norms: of each student gradient before clipping [P], in the
+    order of `names`; total_norm: of all of them. stop, save: what the processes agreed on."""
+
+    at: Clock
+    losses: Losses
+    names: tuple[str, ...]
+    norms: Tensor
+    total_norm: Tensor
+    lr: float
+    weight_decay: float
+    scheduled: dict[str, float]
+    stop: bool
+    save: bool
+
+
+class BadStepError(NonFiniteError):
+    """A step that was not finite, with what is needed to look at it: the batch and the step's number."""
+
+    def __init__(self, message: str, *, batch: Batch, at: Clock) -> None:
+        super().__init__(message)
+        self.batch, self.at = batch, at
+
+
+def _no_wish(at: Clock) -> Wish:
+    return Wish()
+
+
+def steps(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    plan: Plan,
+    spread: Spread,
+    *,
+    start_step: int = 0,
+    wish: Callable[[Clock], Wish] = _no_wish,
+    embed_dataset: Callable[..., Iterable[Batch]] | None = None,
+) -> Iterator[StepReport]:
+    """Train from `start_step` to the plan's end, yielding after every update.
+
+    Raises `BadStepError` before an update that would not be finite.
+    """
+    student = {id(p) for p in spread.inside}
+    names = tuple(name for name, p in spread.trained if id(p) in student)
+    for step, batch in zip(range(start_step, plan.total_steps), batches, strict=False):
+        at = plan.clock(step)
+        if step % at.steps_per_epoch == 0 and embed_dataset is not None:
+            method.start_epoch(at, embed_dataset)
+        method.start_step(at)
+        if not batch.draws:
+            drawn = method.draws(rng.torch_generator(spread.seed, "draws", step), batch)
+            batch.draws = {name: draw.to(spread.device) for name, draw in drawn.items()}
+
+        optimizer.zero_grad(set_to_none=True)
+        spread.discard()
+        encoded, losses = _gradients(method, spread, batch, at)
+        method.before_update(at)
+        norms = gradient_norms(list(spread.inside))
+        total_norm = norms.clamp(min=0).norm()
+        outside = gradient_norms(list(spread.outside)) if spread.outside else norms
+        ask = _vote(losses.total, torch.stack([total_norm, outside.norm()]), wish(at))
+        if ask.bad:
+            raise BadStepError(_first_bad(losses, spread, batch, at), batch=batch, at=at)
+
+        clip = plan.recipe.optim.clip
+        if clip is not None and at.epoch >= clip.from_epoch:
+            clip_(list(spread.inside), norms, clip)
+        lr, weight_decay = plan.lr(step), plan.weight_decay(step)
+        set_(optimizer, lr=lr, weight_decay=weight_decay)
+        optimizer.step()
+        method.after_update(encoded, losses, at)
+        spread.commit()
+        yield StepReport(
+            at, losses, names, norms, total_norm, lr, weight_decay, method.scheduled(at), ask.stop, ask.save
+        )
+
+
+def _gradients(method: Method, spread: Spread, batch: Batch, at: Clock) -> tuple[Encoded, Losses]:
+    """Encode, take the loss over all rows of this process, and leave averaged gradients on the parameters."""
+
+    def encode(part: Batch) -> Encoded:
+        with spread.scope(part, at.step, "student"):
+            return method.encode_student(spread.student, part, at)
+
+    def encode_teacher(part: Batch) -> Encoded:
+        with torch.no_grad(), spread.scope(part, at.step, "teacher"):
+            return method.encode_teacher(part, at)
+
+    def loss(encoded: Encoded, target: Encoded) -> Losses:
+        with spread.scope(batch, at.step, "loss"):
+            return method.loss(spread.student, encoded, target, batch, at)
+
+    cuts = spread.cuts(batch)
+    if len(cuts) == 1:
+        target = encode_teacher(batch)
+        encoded = encode(batch)
+        losses = loss(encoded, target)
+        losses.total.backward()
+        losses.total = losses.total.detach()
+        spread.average_gradients(all_of_them=False)
+        return encoded, losses
+
+    parts = [batch.part(start, stop) for start, stop in cuts]
+    target = rows_together([encode_teacher(part) for part in parts])
+    with torch.no_grad():
+        encoded = rows_together([encode(part) for part in parts])
+    encoded = {name: h.detach().requires_grad_() for name, h in encoded.items()}
+    with spread.unsynchronized():
+        losses = loss(encoded, target)
+        losses.total.backward()
+        losses.total = losses.total.detach()
+        gradient = {name: h.grad for name, h in encoded.items() if h.grad is not None}
+        backward_in_parts(encode, batch, cuts, gradient)
+    spread.average_gradients(all_of_them=True)
+    return encoded, losses
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    bad: bool
+    stop: bool
+    save: bool
+
+
+def _vote(total: Tensor, norms: Tensor, wish: Wish) -> _Outcome:
+    """What all processes agree on: one small tensor, reduced and read once; a single wish is enough."""
+    bad = ~(total.detach().isfinite() & norms.isfinite().all())
+    ballot = torch.stack([bad.float(), bad.new_tensor(wish.stop).float(), bad.new_tensor(wish.save).float()])
+    dist.all_reduce_(ballot, op="max")
+    bad_, stop, save = (value > 0 for value in ballot.tolist())
+    return _Outcome(bad_, stop, save)
+
+
+def _first_bad(losses: Losses, spread: Spread, batch: Batch, at: Clock) -> str:
+    """Which tensor went bad first, in the order of a step: parameters, views, loss, gradients."""
+    found = [f"parameter {name!r}" for name, p in spread.trained if not p.detach().isfinite().all()]
+    found += [f"the views {role!r}" for role, views in batch.views.items() if not views.isfinite().all()]
+    found += [f"loss term {name!r}" for name, term in losses.terms.items() if not term.isfinite().all()]
+    found += [
+        f"the gradient of {name!r}"
+        for name, p in spread.trained
+        if p.grad is not None and not p.grad.isfinite().all()
+    ]
+    first = found[0] if found else "nothing of this process's; another process reported it"
+    return (
+        f"step {at.step} is not finite: first, {first}. Nothing was updated. Try a smaller optim.lr.peak, "
+        "a longer optim.lr.warmup_epochs, an optim.clip, or train.precision: float32"
+    )

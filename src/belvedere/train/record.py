@@ -1,0 +1,129 @@
+"""`metrics.jsonl`: the record of a run, one line of JSON per logged step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from belvedere.core import log
+from belvedere.core.files import replacing
+from belvedere.train.sinks import Sink
+
+
+class Metrics:
+    """Appends to the record of a run and passes every line on to the sinks.
+
+    A line is `{"step": 120, "epoch": 1.5, "loss": ...}`: the step's number counted from 0, then the numbers
+    in the order given. Each line is flushed when it is written; a kill can cut off the last one only, and the
+    next start removes what it left.
+    """
+
+    def __init__(self, path: Path, *, sinks: Sequence[Sink] = ()) -> None:
+        self.path = path
+        self._sinks = tuple(sinks)
+        self._file: BinaryIO | None = None
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Append the numbers of one step. JSON has no NaN or infinity: both are written as null."""
+        if self._file is None:
+            self._file = _open_to_append(self.path)
+        record: dict[str, Any] = {"step": step}
+        record |= {name: _json_number(value) for name, value in numbers.items()}
+        self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        for sink in self._sinks:
+            sink.write(step, numbers)
+
+    def cut_back(self, step: int) -> None:
+        """Remove the lines of `step` and later: a run that continues from there writes them again.
+
+        The file is replaced as a whole or not at all. A last line cut off by a kill is removed; any other
+        line that cannot be read is removed too, and said.
+        """
+        self._close_file()
+        if not self.path.exists():
+            return
+        unreadable = []
+        with replacing(self.path) as temporary, self.path.open("rb") as old, temporary.open("wb") as new:
+            for number, line in enumerate(old, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                found = _step(line)
+                if found is None:
+                    unreadable.append(number)
+                elif found < step:
+                    new.write(line)
+        if unreadable:
+            some = ", ".join(str(number) for number in unreadable[:5])
+            log.warn(f"{self.path}: {len(unreadable)} lines are no records and were removed (lines {some})")
+
+    def close(self) -> None:
+        """Close the file and the sinks; the sinks also if closing another one fails."""
+        self._close_file()
+        sinks, self._sinks = self._sinks, ()
+        _close_all(sinks)
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a `metrics.jsonl`, in the order of the file."""
+    with path.open("rb") as file:
+        return [json.loads(line) for line in file if line.endswith(b"\n") and _step(line) is not None]
+
+
+def _open_to_append(path: Path) -> BinaryIO:
+    """The file, at the end of its last complete line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+b")
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 4096)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    file.truncate(end)
+    return file
+
+
+def _step(line: bytes) -> int | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) else None
+
+
+def _json_number(value: float) -> float | int | None:
+    if isinstance(value, int):
+        return value
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _close_all(sinks: Sequence[Sink]) -> None:
+    if sinks:
+        try:
+            sinks[0].close()
+        finally:
+            _close_all(sinks[1:])

@@ -1,0 +1,226 @@
+"""`pretrain`: a recipe in, a backbone out; stopped and continued as often as one likes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from belvedere.core import dist
+from belvedere.core.errors import DataError, NonFiniteError
+from belvedere.core.files import DirectoryLock, write_json
+from belvedere.core.log import say
+from belvedere.data.loader import Loader
+from belvedere.data.sources import check_sample, open_source
+from belvedere.engine.agreement import agree
+from belvedere.engine.progress import Progress
+from belvedere.methods.method import Clock
+from belvedere.recipe.plan import data_path
+from belvedere.recipe.plan import plan as make_plan
+from belvedere.recipe.schema import Recipe
+from belvedere.train.export import export_backbone
+from belvedere.train.loop import BadStepError, StepReport, Wish, steps
+from belvedere.train.record import Metrics
+from belvedere.train.rescue import save_bad_step
+from belvedere.train.session import Session, choose_device, settle_recipe
+from belvedere.train.signals import StopRequest, stop_request
+from belvedere.train.sinks import open_sinks
+
+METRICS_NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `pretrain` ended. step: finished steps; stopped: somebody asked it to, and the same call
+    continues; seconds: of this call."""
+
+    directory: Path
+    step: int
+    total_steps: int
+    stopped: bool
+    seconds: float
+
+
+def pretrain(recipe: Recipe) -> Outcome:
+    """Train until the recipe's end, or until SIGINT or SIGTERM; continues a run that its directory holds.
+
+    Writes to `run.dir` (default `runs/<name>`): `recipe.yaml`, `plan.json`, `metrics.jsonl`,
+    `data_report.json`, `checkpoints/` and `backbone/`. Under torchrun every process calls this.
+
+    Raises `BelvedereError` of the kind that fits: a recipe, data, a lock, a checkpoint, a step that is not
+    finite. What was trained until then is on disk.
+    """
+    started = time.monotonic()
+    device = choose_device(recipe.run.device)
+    joined_here = dist.start(device)
+    try:
+        if recipe.run.threads is not None:
+            torch.set_num_threads(recipe.run.threads)
+        session = open_session(recipe, device)
+        with _locked(session.directory):
+            agree(lambda: settle_recipe(recipe, session.directory), only_main=True)
+            session.resume()
+            stopped = _train(session)
+        seconds = time.monotonic() - started
+        return Outcome(session.directory, session.step, session.plan.total_steps, stopped, seconds)
+    finally:
+        if joined_here:
+            dist.stop()
+
+
+def open_session(recipe: Recipe, device: torch.device) -> Session:
+    """Meet reality: find the images, lay out the plan, build the method. Writes nothing."""
+    source = open_source(data_path(recipe), split=recipe.data.split)
+    report = check_sample(source, seed=recipe.seed)
+    plan = make_plan(recipe, num_images=len(source), world_size=dist.world_size(), device=device.type)
+    return Session.start(recipe, plan, source, report, device)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the run directory, through rank 0, for all processes."""
+    lock = DirectoryLock(directory)
+    agree(lock.acquire, only_main=True)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(session: Session) -> bool:
+    """Train to the plan's end, saving and reporting on the way; true if a signal ended it before."""
+    plan = session.plan
+    for note in [*plan.warnings, *session.notes]:
+        say(note)
+    if dist.is_main():
+        write_json(session.directory / "plan.json", plan.to_dict())
+    if session.step >= plan.total_steps:
+        export_backbone(session)
+        say(f"{session.directory} is complete: {session.step} of {plan.total_steps} steps")
+        return False
+    loader = session.loader()
+    with stop_request() as request, _metrics(session) as metrics, _progress(session) as progress, loader:
+        keeper = _Keeper(session, loader, request)
+        try:
+            return _drain(session, loader, keeper, metrics, progress)
+        except BadStepError as bad:
+            keeper.save()
+            where = save_bad_step(session.directory, bad)
+            told = f"{bad}. The batch is in {where}; the state of step {session.step} is saved"
+            raise NonFiniteError(told) from bad
+        except DataError:
+            # Other processes wait in a collective call that this one will not make; they cannot save with it.
+            if dist.world_size() == 1:
+                keeper.save()
+            raise
+
+
+def _drain(session: Session, loader: Loader, keeper: _Keeper, metrics: Metrics, progress: Progress) -> bool:
+    reports = steps(
+        session.method,
+        session.optimizer,
+        loader,
+        session.plan,
+        session.spread,
+        start_step=session.step,
+        wish=keeper.wish,
+    )
+    waited_s = 0.0
+    for report in reports:
+        session.step = report.at.step + 1
+        numbers = _numbers(report) if _is_logged(session, report) else {}
+        if numbers and dist.is_main():
+            metrics.write(report.at.step, numbers)
+        progress.update(session.step, numbers, waited_s=loader.waited_s - waited_s)
+        waited_s = loader.waited_s
+        if report.save or report.stop:
+            keeper.save()
+        if report.stop:
+            return session.step < session.plan.total_steps
+    return False
+
+
+def _progress(session: Session) -> Progress:
+    return Progress(
+        session.plan.total_steps,
+        start_step=session.step,
+        images_per_step=session.recipe.train.global_batch,
+        title=session.recipe.name,
+        show=dist.is_main(),
+    )
+
+
+def _metrics(session: Session) -> Metrics:
+    """The run's record, cut back to the step it continues from; only rank 0 writes to it."""
+    if not dist.is_main():
+        return Metrics(session.directory / METRICS_NAME)
+    recipe = session.recipe
+    sinks = open_sinks(
+        recipe.run.sinks,
+        session.directory,
+        run_name=recipe.name,
+        start_step=session.step,
+        settings=recipe.model_dump(),
+    )
+    metrics = Metrics(session.directory / METRICS_NAME, sinks=sinks)
+    metrics.cut_back(session.step)
+    return metrics
+
+
+def _is_logged(session: Session, report: StepReport) -> bool:
+    last = session.step == session.plan.total_steps
+    return session.step % session.recipe.run.log_every_steps == 0 or last or report.stop
+
+
+def _numbers(report: StepReport) -> dict[str, float]:
+    """What is recorded of a step: tensors averaged over processes, then read together."""
+    losses = report.losses
+    on_device = {"loss": losses.total, **losses.terms, **losses.watch, "grad_norm": report.total_norm}
+    together = torch.stack([value.detach().float() for value in on_device.values()])
+    dist.average_([together])
+    numbers = dict(zip(on_device, together.tolist(), strict=True))
+    epoch = (report.at.step + 1) / report.at.steps_per_epoch
+    return (
+        {"epoch": epoch} | numbers | {"lr": report.lr, "weight_decay": report.weight_decay} | report.scheduled
+    )
+
+
+class _Keeper:
+    """Decides when to save, and saves: state, backbone and data report."""
+
+    def __init__(self, session: Session, loader: Loader, request: StopRequest) -> None:
+        self.session, self.loader, self.request = session, loader, request
+        self.saved_at = time.monotonic()
+        self.saved_step = -1
+
+    def wish(self, at: Clock) -> Wish:
+        """Rank 0's clock decides about minutes; the rest follows from the step, the same on every process."""
+        run, done = self.session.recipe.run, at.step + 1
+        due = done == self.session.plan.total_steps or self._is_milestone(done)
+        if run.save_every_steps is not None:
+            due = due or done % run.save_every_steps == 0
+        if run.save_every_minutes is not None and dist.is_main():
+            due = due or time.monotonic() - self.saved_at >= 60 * run.save_every_minutes
+        return Wish(stop=self.request.asked, save=due)
+
+    def _is_milestone(self, done: int) -> bool:
+        epochs = self.session.recipe.run.milestone_epochs
+        return epochs is not None and done % (epochs * self.session.plan.steps_per_epoch) == 0
+
+    def save(self) -> None:
+        """Save everything of the finished steps; does nothing if they are saved already."""
+        session = self.session
+        if session.step == self.saved_step:
+            return
+        session.replaced = dict(self.loader.replaced)
+        for each in dist.gather_objects(self.loader.report):
+            session.report.merge(each)
+        session.save(milestone=self._is_milestone(session.step))
+        export_backbone(session)
+        if dist.is_main():
+            write_json(session.directory / "data_report.json", session.report.to_json(session.source))
+        self.saved_step, self.saved_at = session.step, time.monotonic()

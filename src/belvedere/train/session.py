@@ -1,0 +1,201 @@
+"""Everything one process holds of a run, from the recipe to its place on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from belvedere.core import dist
+from belvedere.core.errors import CheckpointError, UsageError
+from belvedere.core.files import write_text
+from belvedere.data.loader import Loader
+from belvedere.data.report import DataReport
+from belvedere.data.source import Source
+from belvedere.engine import state
+from belvedere.engine.parallel import Spread, prepare_
+from belvedere.engine.precision import parameter_dtype
+from belvedere.methods.method import Method
+from belvedere.methods.pages import page
+from belvedere.nn.build import build
+from belvedere.optim.groups import build_optimizer
+from belvedere.recipe.load import difference, dump, read_recipe, recipe_hash
+from belvedere.recipe.plan import Plan
+from belvedere.recipe.schema import Recipe
+
+RECIPE_NAME = "recipe.yaml"
+METHOD_PREFIX = "method/"
+
+
+def choose_device(wanted: str | None) -> torch.device:
+    """The device `run.device` names, or the best there is; the local rank picks among several."""
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise UsageError("run.device is cuda, but torch sees no CUDA device here; set run.device=cpu or null")
+    if there and wanted != "cpu":
+        device = torch.device("cuda", dist.local_rank())
+        torch.cuda.set_device(device)
+        return device
+    return torch.device("cpu")
+
+
+def build_method(recipe: Recipe) -> Method:
+    """The recipe's method with fresh parameters, a function of the recipe and its seed alone."""
+    return page(recipe.method.name).build(recipe.method, build(recipe.backbone), seed=recipe.seed)
+
+
+@dataclass
+class Session:
+    """A run in this process. step: finished steps; replaced: unreadable images and those taken instead."""
+
+    recipe: Recipe
+    plan: Plan
+    source: Source
+    report: DataReport
+    directory: Path
+    device: torch.device
+    method: Method
+    optimizer: torch.optim.Optimizer
+    spread: Spread
+    step: int = 0
+    replaced: dict[int, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def start(
+        cls, recipe: Recipe, plan: Plan, source: Source, report: DataReport, device: torch.device
+    ) -> Session:
+        """A run at step 0."""
+        method = build_method(recipe)
+        precision = recipe.train.precision
+        prepare_(method, device=device, dtype=parameter_dtype(precision))
+        if recipe.run.compile:
+            for name in ("student", "teacher"):
+                getattr(method, name).backbone.compile()
+        spread = Spread(
+            method,
+            device=device,
+            precision=precision,
+            seed=recipe.seed,
+            micro_batch=recipe.run.micro_batch,
+        )
+        optimizer = build_optimizer(method.groups(), recipe.optim)
+        directory = plan.run_dir
+        return cls(recipe, plan, source, report, directory, device, method, optimizer, spread)
+
+    def loader(self, *, workers: int | None = None) -> Loader:
+        """The batches of the steps that are left. workers: instead of `run.workers`."""
+        recipe = self.recipe
+        return Loader(
+            self.source,
+            recipe.views,
+            data=recipe.data,
+            seed=recipe.seed,
+            global_batch=recipe.train.global_batch,
+            rank=dist.rank(),
+            world_size=dist.world_size(),
+            workers=recipe.run.workers if workers is None else workers,
+            start_step=self.step,
+            total_steps=self.plan.total_steps,
+            dtype=parameter_dtype(recipe.train.precision),
+            device=self.device,
+            replaced=self.replaced,
+        )
+
+    # State: what a checkpoint holds
+
+    def _names(self) -> dict[nn.Parameter, str]:
+        return {parameter: name for name, parameter in self.method.named_parameters()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters, buffers and optimizer moments by name; nothing is copied."""
+        own = {METHOD_PREFIX + name: tensor for name, tensor in self.method.state_dict().items()}
+        return own | state.flatten_optimizer(self.optimizer, self._names())
+
+    def save(self, *, milestone: bool = False) -> Path:
+        """Write a checkpoint of the finished steps."""
+        meta = {
+            "recipe_hash": recipe_hash(self.recipe),
+            "data": self.source.fingerprint(),
+            "replaced": {str(bad): good for bad, good in self.merged_replacements().items()},
+            "device": self.device.type,
+            "micro_batch": self.recipe.run.micro_batch,
+        }
+        keep = self.recipe.run.keep_last
+        return state.save(
+            self.directory, self.step, self.tensors(), meta, keep_last=keep, milestone=milestone
+        )
+
+    def merged_replacements(self) -> dict[int, int]:
+        """Replacements of all processes."""
+        merged: dict[int, int] = {}
+        for each in dist.gather_objects(self.replaced):
+            merged |= each
+        return dict(sorted(merged.items()))
+
+    def resume(self) -> bool:
+        """Take up the newest sound checkpoint, if there is one; true if so. Adds to `notes` what to tell."""
+        like = {METHOD_PREFIX + name: tensor for name, tensor in self.method.state_dict().items()}
+        loaded = state.load(self.directory, like=like)
+        if loaded is None:
+            return False
+        self.notes += [f"skipped {path.name}: {reason}" for path, reason in loaded.skipped]
+        if loaded.meta["data"] != self.source.fingerprint():
+            raise CheckpointError(
+                f"{loaded.path} was trained on other images than data.path={self.recipe.data.path} now holds "
+                "(names, sizes or labels changed). Restore them, or start another run with run.dir=NEW"
+            )
+        own = {
+            name.removeprefix(METHOD_PREFIX): tensor
+            for name, tensor in loaded.tensors.items()
+            if name.startswith(METHOD_PREFIX)
+        }
+        self.method.load_state_dict(own, strict=True)
+        state.unflatten_optimizer_(self.optimizer, self._names(), loaded.tensors)
+        self.step = loaded.step
+        self.replaced = {int(bad): good for bad, good in loaded.meta["replaced"].items()}
+        self.notes.append(f"continuing {self.directory} from checkpoint {loaded.path.name}")
+        self.notes += self._not_bitwise(loaded.manifest, loaded.meta)
+        return True
+
+    def _not_bitwise(self, manifest: dict[str, Any], meta: dict[str, Any]) -> list[str]:
+        """Restore the recorded thread count, and say what keeps the continuation from being bitwise."""
+        reasons = []
+        threads = manifest["threads"]
+        if self.device.type == "cpu" and threads != torch.get_num_threads():
+            if self.recipe.run.threads is None:
+                torch.set_num_threads(threads)
+            else:
+                reasons.append(f"run.threads is {self.recipe.run.threads}, was {threads}")
+        if manifest["world_size"] != dist.world_size():
+            reasons.append(f"{dist.world_size()} processes, were {manifest['world_size']}")
+        if meta["device"] != self.device.type:
+            reasons.append(f"device {self.device.type}, was {meta['device']}")
+        if meta["micro_batch"] != self.recipe.run.micro_batch:
+            reasons.append(f"run.micro_batch {self.recipe.run.micro_batch}, was {meta['micro_batch']}")
+        if manifest["versions"]["torch"] != torch.__version__:
+            reasons.append(f"torch {torch.__version__}, was {manifest['versions']['torch']}")
+        if not reasons:
+            return []
+        return [f"the continuation is exact but for rounding, not bitwise: {'; '.join(reasons)}"]
+
+
+def settle_recipe(recipe: Recipe, directory: Path) -> None:
+    """Save the recipe with the run, or refuse if the run was begun with another one.
+
+    Keys under `run:` may change; the file always shows the latest.
+    """
+    file = directory / RECIPE_NAME
+    if file.exists():
+        changed = difference(read_recipe(file.read_text()), recipe)
+        if changed:
+            lines = "\n  ".join(changed)
+            raise CheckpointError(
+                f"{directory} was begun with another recipe; only keys under run: may change. Changed:\n"
+                f"  {lines}\n"
+                "Undo the change, or start another run with run.dir=NEW"
+            )
+    write_text(file, dump(recipe))
