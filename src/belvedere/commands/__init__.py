@@ -1,0 +1,22 @@
+"""The sub-commands of `belvedere`: a module each, named here with what it is for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Listed(NamedTuple):
+    """module: in this package; summary: its line in `belvedere --help`."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": Listed("demo", "pretrain on handwritten digits and see what few labels reach, in minutes"),
+    "pretrain": Listed("pretrain", "pretrain a backbone on a folder of images, by a recipe"),
+    "evaluate": Listed("evaluate", "measure a backbone on labelled images: k-NN, few labels, linear"),
+    "embed": Listed("embed", "write the features of images to a file"),
+    "import": Listed("import_weights", "convert a published checkpoint to belvedere's format"),
+    "recipes": Listed("recipes", "list the recipes, or show one"),
+}

@@ -1,0 +1,216 @@
+"""`belvedere evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from belvedere.commands.options import add_backbone, command_parser, count, counts, path, refuse_torchrun
+from belvedere.commands.stages import Stages
+from belvedere.commands.summary import print_summary
+from belvedere.core.errors import EXIT_DONE, UsageError
+from belvedere.core.log import say
+
+if TYPE_CHECKING:
+    from belvedere.data.source import Source
+
+_PROTOCOLS = ("knn", "logistic", "linear")
+_DESCRIPTION = """\
+How good are a backbone's features on these images? Weighted k-NN, logistic regression on a few labels per
+class (over several drawn splits), and a linear probe. What is scored was never trained on.
+
+Labels come from the folders the images lie in, one per class, or from a CSV of `file,label` lines. Writes
+report.json, splits.json and, with --predict, predictions.csv; the same command writes the same bytes."""
+
+_EXAMPLES = """\
+  belvedere evaluate runs/tiny/msn --data digits --split test
+  belvedere evaluate runs/photos --data photos --protocols knn,logistic --shots 1,5 --splits 20
+  belvedere evaluate runs/photos --data photos --labels names.csv --predict photos
+  belvedere evaluate vits16/backbone.safetensors --data imagenet --subset 1imgs_class.txt"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `belvedere evaluate`."""
+    parser = command_parser("evaluate", _DESCRIPTION, examples=_EXAMPLES)
+    add_backbone(parser)
+    images = parser.add_argument_group("images")
+    images.add_argument("--data", required=True, metavar="DIR", help="labelled images: a folder, or `digits`")
+    images.add_argument("--split", choices=("train", "test"), help="only this part of --data")
+    images.add_argument("--labels", type=path, metavar="CSV", help="labels of images in --data: file,label")
+    images.add_argument(
+        "--subset", type=path, metavar="FILE", help="train on exactly these images of --data (a paper's list)"
+    )
+    images.add_argument("--val", metavar="DIR", help="score on these images instead of the rest of --data")
+    images.add_argument("--val-split", choices=("train", "test"), help="only this part of --val")
+    images.add_argument(
+        "--predict",
+        metavar="DIR",
+        help="write a label for each image in DIR; for --data itself: for those without",
+    )
+    how = parser.add_argument_group("protocols")
+    how.add_argument(
+        "--protocols", type=protocols, default=_PROTOCOLS, metavar="LIST", help="default: knn,logistic,linear"
+    )
+    how.add_argument("--shots", type=counts, metavar="LIST", help="labels per class (default: 1,2,5,10)")
+    how.add_argument("--splits", type=count, metavar="N", help="drawn splits for each of them (default: 10)")
+    how.add_argument("--seed", type=_seed, default=0, metavar="N", help="of the splits (default: 0)")
+    how.add_argument(
+        "--k", type=count, metavar="N", help="neighbours of k-NN (default: the published number)"
+    )
+    how.add_argument(
+        "--lambda",
+        dest="lambd",
+        type=_positive,
+        metavar="X",
+        help="fixed regularization (default: published for one label, else cross-validated)",
+    )
+    parser.add_argument(
+        "--out", type=path, metavar="DIR", help="where to write (default: evaluation/DATA beside the weights)"
+    )
+    return parser
+
+
+def protocols(text: str) -> tuple[str, ...]:
+    """`knn,linear` as protocols, in the order of the report."""
+    given = set(text.split(","))
+    unknown = sorted(given - set(_PROTOCOLS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r}; choose from {', '.join(_PROTOCOLS)}")
+    return tuple(name for name in _PROTOCOLS if name in given)
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}; give a whole number from 0")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}; give a number above 0")
+    return value
+
+
+class _Images(NamedTuple):
+    """data: where training images come from; val: a scored set of its own; unlabelled: to be given labels."""
+
+    data: Source
+    val: Source | None
+    unlabelled: Source | None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, write the files and print a summary."""
+    refuse_torchrun("evaluate")
+    _refuse_ineffective(args)
+    from belvedere.eval.evaluate import Options, evaluate
+    from belvedere.train.session import choose_device
+    from belvedere.zoo.load import load
+
+    images = _open(args)
+    backbone, card = load(args.weights)
+    given = {"shots": args.shots, "splits": args.splits, "k": args.k, "lambd": args.lambd}
+    options = Options(
+        protocols=args.protocols,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        precision=args.precision,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    with Stages() as stages:
+        evaluation = evaluate(
+            backbone,
+            card,
+            images.data,
+            val=images.val,
+            list_name=None if args.subset is None else args.subset.name,
+            unlabelled=images.unlabelled,
+            options=options,
+            device=choose_device(args.device),
+            progress=stages,
+        )
+    out = args.out or _beside(args.weights, args.data, args.split)
+    written = evaluation.save(out)
+    print_summary(evaluation.report)
+    say(f"written: {', '.join(str(file) for file in written)}")
+    return EXIT_DONE
+
+
+def _refuse_ineffective(args: argparse.Namespace) -> None:
+    """A setting that has no effect here is a mistake."""
+    needs: Sequence[tuple[str, object, bool, str]] = (
+        ("--shots", args.shots, "logistic" in args.protocols, "the protocol logistic"),
+        ("--splits", args.splits, "logistic" in args.protocols, "the protocol logistic"),
+        ("--k", args.k, "knn" in args.protocols, "the protocol knn"),
+        (
+            "--lambda",
+            args.lambd,
+            "logistic" in args.protocols or args.predict is not None,
+            "logistic or --predict",
+        ),
+        ("--shots", args.shots, args.subset is None, "drawn splits, which --subset replaces"),
+        ("--splits", args.splits, args.subset is None, "drawn splits, which --subset replaces"),
+        ("--val-split", args.val_split, args.val is not None, "--val"),
+    )
+    for option, value, effective, what in needs:
+        if value is not None and not effective:
+            raise UsageError(f"{option} has no effect here: it belongs to {what}; leave it out")
+
+
+def _open(args: argparse.Namespace) -> _Images:
+    from belvedere.data.sources import open_source, with_labels
+
+    data = open_source(args.data, split=args.split)
+    if args.labels is not None:
+        data = with_labels(data, args.labels)
+    unlabelled = None
+    if args.predict is not None:
+        same = Path(args.predict).expanduser().resolve() == Path(args.data).expanduser().resolve()
+        unlabelled = _without_labels(data) if same else open_source(args.predict)
+    val = None if args.val is None else open_source(args.val, split=args.val_split)
+    if args.subset is not None:
+        data, val = _fixed_list(data, val, args)
+    return _Images(data, val, unlabelled)
+
+
+def _without_labels(data: Source) -> Source:
+    from belvedere.data.sources import UNLABELLED, subset
+
+    rest = [index for index, label in enumerate(data.labels) if label == UNLABELLED]
+    if not rest:
+        raise UsageError(f"--predict: every image of {data.name!r} has a label already; name other images")
+    return subset(data, rest)
+
+
+def _fixed_list(data: Source, val: Source | None, args: argparse.Namespace) -> tuple[Source, Source]:
+    """The listed images, and what to score: --val, or the held-out part of a divided folder, or the rest."""
+    from belvedere.data.sources import FolderSource, from_list, open_source, subset
+
+    listed = from_list(data, args.subset)
+    if val is not None:
+        return listed, val
+    if isinstance(data, FolderSource) and data.divided:
+        say("scoring the held-out part of --data (test/ or val/)")
+        return listed, open_source(args.data, split="test")
+    taken = {listed.key(index) for index in range(len(listed))}
+    rest = [index for index in range(len(data)) if data.key(index) not in taken]
+    if not rest:
+        raise UsageError(
+            "--subset lists every image of --data, so that none is left to score; give --val DIR"
+        )
+    say("scoring the images of --data that --subset does not list")
+    return listed, subset(data, rest)
+
+
+def _beside(weights: Path, data: str, split: str | None) -> Path:
+    """Where an evaluation goes by default: a folder of its own per data set, beside the weights."""
+    folder = weights if weights.is_dir() else weights.parent
+    name = Path(data).expanduser().resolve().name or "data"
+    return folder / "evaluation" / (f"{name}-{split}" if split else name)

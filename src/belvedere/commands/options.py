@@ -1,0 +1,76 @@
+"""What the parsers of the sub-commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from belvedere.core.errors import UsageError
+
+
+def command_parser(name: str, description: str, *, examples: str) -> argparse.ArgumentParser:
+    """An empty parser of `belvedere NAME`, whose help ends in the examples, printed as they are."""
+    return argparse.ArgumentParser(
+        prog=f"belvedere {name}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def path(text: str) -> Path:
+    """A path as a person types it: `~` is the home directory also where no shell expands it."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(text).expanduser()
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """`1,2,5` as numbers of at least one, each once, ascending."""
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; give whole numbers parted by commas, such as 1,2,5"
+        ) from error
+    if numbers[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; each number must be at least 1")
+    return tuple(numbers)
+
+
+def count(text: str) -> int:
+    """A whole number of at least one."""
+    numbers = counts(text)
+    if len(numbers) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; give one whole number")
+    return numbers[0]
+
+
+def refuse_torchrun(name: str) -> None:
+    """Raise UsageError in one of several processes: all of them would write the same files."""
+    num_processes = os.environ.get("WORLD_SIZE", "1")
+    if num_processes != "1":
+        raise UsageError(
+            f"belvedere {name} runs as one process, not as {num_processes}: start it without torchrun"
+        )
+
+
+def add_backbone(parser: argparse.ArgumentParser) -> None:
+    """What is needed to compute features: weights, device, precision, batch size."""
+    parser.add_argument(
+        "weights", type=path, metavar="RUN_OR_WEIGHTS", help="a run's directory, or an exported backbone"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="where to compute (default: the GPU if there is one)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bf16"),
+        default="float32",
+        help="of the backbone (default: float32)",
+    )
+    parser.add_argument(
+        "--batch-size", type=count, default=64, metavar="N", help="images at a time (default: 64)"
+    )
