@@ -48,21 +48,6 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def barrier() -> None:
-    """Wait for all processes."""
-    if dist.is_initialized():
-        dist.barrier()
-
-
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
-    if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
 def gather_objects(value: Any) -> list[Any]:
     """Every rank's value, in rank order, on every rank."""
     if world_size() == 1:

@@ -102,7 +102,7 @@ def _draw_views(path: Path, recipe: Recipe, train: Source) -> None:
         batch = next(iter(loader))
     method = build_method(recipe)
     order = method.draws(rng.torch_generator(recipe.seed, "draws", 0), batch)["patch_order"].tolist()
-    kept = order[: int(len(order) * (1 - _options(recipe).patch_drop))]
+    kept = order[: _options(recipe).num_kept(len(order))]
     shown = np.sort(np.unique(batch.label.numpy(), return_index=True)[1])[:_NUM_SHOWN]  # one of a class
     views_picture(
         {role: view[:, shown] for role, view in batch.views.items()},

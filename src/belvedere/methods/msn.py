@@ -59,13 +59,17 @@ class Options(MethodOptions):
     patch_drop: Annotated[float, Field(ge=0.0, lt=1.0)]
     head: HeadSpec
 
+    def num_kept(self, patches: int) -> int:
+        """How many of an anchor's patches the student sees: the product cut, as the authors cut it."""
+        return int(patches * (1 - self.patch_drop))
+
     def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
         """One target per image, and at least one patch left of a large anchor."""
         found = []
         if "target" in views and views["target"][0] != 1:
             found.append(("views.target.count", f"{views['target'][0]} is not allowed; MSN has 1 target"))
         patches = views["anchor"][1] if "anchor" in views else 0
-        if patches and int(patches * (1 - self.patch_drop)) < 1:
+        if patches and self.num_kept(patches) < 1:
             words = f"{self.patch_drop:g} leaves nothing of an anchor's {patches} patches"
             found.append(("method.patch_drop", words))
         return found
@@ -148,7 +152,7 @@ class MSN(Method):
     def _kept(self, order: Tensor) -> Tensor | None:
         if self.options.patch_drop == 0:
             return None
-        return order[: int(len(order) * (1 - self.options.patch_drop))]
+        return order[: self.options.num_kept(len(order))]
 
     # 3. Similarity metric and predictions; objective (equation 1)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from belvedere.core.errors import RecipeError
 from belvedere.core.schedule import WarmupCosine
+from belvedere.data.order import steps_per_epoch as whole_batches
 from belvedere.methods.method import Clock
 from belvedere.recipe.checks import Finding, check_recipe
 from belvedere.recipe.explain import dotted
@@ -117,7 +118,7 @@ def plan(
         raise RecipeError("\n".join(f"{dotted(path)}: {words}" for path, words in findings))
 
     train, optim = recipe.train, recipe.optim
-    steps_per_epoch = num_images // train.global_batch
+    steps_per_epoch = whole_batches(num_images, train.global_batch)
     schedule_steps = optim.stretch * train.epochs * steps_per_epoch
     warmup_steps = int(optim.lr.warmup_epochs * steps_per_epoch)
     batch = train.global_batch // world_size
