@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from belvedere.data.decode import Decoded, UnreadableImage
-from belvedere.data.source import ArraySource
+from belvedere.data.decode import Pixels, UnreadableImage
+from belvedere.data.sources.source import ArraySource
 from belvedere.nn.backbone import Block, Features
 from belvedere.nn.spec import FeatureSpec
 
@@ -64,10 +64,10 @@ class BrokenSource(ArraySource):
 
     broken: frozenset[int] = frozenset()
 
-    def inspect(self, index: int) -> Decoded:
+    def stored(self, index: int) -> Pixels:
         if index in self.broken:
             raise UnreadableImage(self.key(index), "truncated")
-        return super().inspect(index)
+        return super().stored(index)
 
 
 def coloured_source(

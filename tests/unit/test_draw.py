@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from belvedere.core.errors import DataError
-from belvedere.data.draw import NUM_COLUMNS, Column, draw, view_key
 from belvedere.data.order import permutation, positions, rows_of, steps_per_epoch
 from belvedere.data.spec import Blur, Jitter, Photometry, ViewSpec
+from belvedere.data.views.draw import NUM_COLUMNS, Column, draw, view_key
 
 NUM = 20_000
 

@@ -10,7 +10,7 @@ import torch
 from eval_fakes import FakeBackbone, FakeCard, coloured_source, feature_spec
 
 from belvedere.core.errors import EvaluationError
-from belvedere.data.source import subset
+from belvedere.data.sources.source import subset
 from belvedere.eval import protocols
 from belvedere.eval.evaluate import Evaluation, Options, evaluate
 from belvedere.eval.features import extract

@@ -6,6 +6,7 @@ import torch
 from eval_fakes import BrokenSource, FakeBackbone, FakeCard, coloured_source, feature_spec
 
 from belvedere.core.errors import DataError, EvaluationError
+from belvedere.data.sources.source import read
 from belvedere.eval.features import evaluation_pixels, extract, feature, image_transform
 from belvedere.eval.pixels import pixel_rows, standardised
 from belvedere.nn.backbone import Block, Features
@@ -127,7 +128,7 @@ def test_extract_gives_the_rows_asked_for_in_their_order() -> None:
 
 def test_extract_is_the_forward_of_the_normalized_image() -> None:
     source, backbone, card = coloured_source({"a": 3}), FakeBackbone().eval(), FakeCard(feature_spec())
-    image = (torch.from_numpy(source.read(1)).permute(2, 0, 1).float() / 255 - 0.5) / 0.25
+    image = (torch.from_numpy(read(source, 1)).permute(2, 0, 1).float() / 255 - 0.5) / 0.25
     expected = backbone(image[None], blocks=1).blocks[-1].cls
     torch.testing.assert_close(extract(backbone, card, source).features[1:2], expected)
 
@@ -174,7 +175,7 @@ def test_nothing_readable_is_an_error() -> None:
 
 def test_other_errors_of_a_source_are_not_swallowed() -> None:
     class Failing(BrokenSource):
-        def read(self, index: int) -> np.ndarray:  # type: ignore[type-arg]
+        def stored(self, index: int) -> np.ndarray:  # type: ignore[type-arg]
             raise MemoryError("no room")
 
     good = coloured_source({"a": 2})

@@ -280,10 +280,8 @@ class Broken:
     def key(self, index: int) -> str:
         return str(index)
 
-    def inspect(self, index: int):
+    def stored(self, index: int):
         raise LookupError("a mistake in the source")
-
-    read = inspect
 
     def fingerprint(self) -> str:
         return ""

@@ -12,13 +12,13 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from sklearn.datasets import load_sample_images
 
-from belvedere.data.blur import gaussian_blur
-from belvedere.data.color import adjust_hue, adjust_saturation, hsv_to_rgb, luma, rgb_to_hsv
-from belvedere.data.draw import NUM_COLUMNS, Column, draw, view_key
-from belvedere.data.geometry import geometry, small_geometry
-from belvedere.data.photometry import brightness, contrast, normalize, photometry
-from belvedere.data.render import crop, finish
 from belvedere.data.spec import Blur, DataSpec, Jitter, Photometry, ViewSpec
+from belvedere.data.views.blur import gaussian_blur
+from belvedere.data.views.color import adjust_hue, adjust_saturation, hsv_to_rgb, luma, rgb_to_hsv
+from belvedere.data.views.draw import NUM_COLUMNS, Column, draw, view_key
+from belvedere.data.views.geometry import geometry, small_geometry
+from belvedere.data.views.photometry import brightness, contrast, normalize, photometry
+from belvedere.data.views.render import crop, finish
 
 F = pytest.importorskip("torchvision.transforms.functional")
 NOISE = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)

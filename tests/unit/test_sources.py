@@ -13,8 +13,6 @@ from PIL import Image
 
 from belvedere.core.errors import DataError
 from belvedere.data.decode import UnreadableImage, decode
-from belvedere.data.names import Names
-from belvedere.data.source import ArraySource
 from belvedere.data.sources import (
     check_sample,
     from_list,
@@ -23,6 +21,8 @@ from belvedere.data.sources import (
     subset,
     with_labels,
 )
+from belvedere.data.sources.names import Names
+from belvedere.data.sources.source import ArraySource, read
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -54,7 +54,7 @@ def test_nested_folders_are_labelled_by_the_first_folder(tmp_path):
     ]
     assert source.classes == ("a", "b")
     assert source.labels.tolist() == [0, 1, 1, -1]
-    assert source.read(0).shape == (10, 12, 3)
+    assert read(source, 0).shape == (10, 12, 3)
     assert source.name == tmp_path.name
 
 
@@ -80,7 +80,7 @@ def test_links_are_followed_but_never_in_circles(tmp_path):
     source = open_source(str(root))
     assert [source.key(i) for i in range(len(source))] == ["a/1.png", "b/2.png", "gone.png"]
     with pytest.raises(UnreadableImage, match=r"gone\.png: cannot be read: No such file"):
-        source.read(2)
+        read(source, 2)
 
 
 @pytest.mark.parametrize("build", ["missing", "empty", "file", "nothing readable by name"])
@@ -161,8 +161,8 @@ def test_digits_split_is_fixed_stratified_and_complete():
     assert test.key(0).startswith("digits/")
     share = np.bincount(test.labels) / np.bincount(both.labels)
     assert np.all(np.abs(share - 450 / 1797) < 0.004)
-    assert both.read(0).shape == (8, 8, 3)
-    assert int(both.read(0).max()) == round(15 * 255 / 16)  # digits/0 reaches 15 of 16
+    assert read(both, 0).shape == (8, 8, 3)
+    assert int(read(both, 0).max()) == round(15 * 255 / 16)  # digits/0 reaches 15 of 16
     assert open_source("digits", split="test").fingerprint() == test.fingerprint()
     assert train.fingerprint() != test.fingerprint()
 
@@ -188,7 +188,7 @@ def test_idx_folder_plain_and_compressed(idx_folder):
     assert both.key(5) == "test/0"
     assert train.classes == ("0", "1", "2")
     assert both.labels.tolist() == [2, 0, 1, 2, 0, 1, 1]
-    assert train.read(1)[..., 2].tolist() == (np.arange(42, 84).reshape(6, 7)).tolist()
+    assert read(train, 1)[..., 2].tolist() == (np.arange(42, 84).reshape(6, 7)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_fashion_mnist():
     test = open_source(str(FASHION), split="test")
     assert len(test) == 10_000
     assert np.bincount(test.labels).tolist() == [1000] * 10
-    assert test.read(7).shape == (28, 28, 3)
+    assert read(test, 7).shape == (28, 28, 3)
 
 
 # --- labels and lists
@@ -241,7 +241,7 @@ def test_labels_from_a_csv(tmp_path, header):
     assert source.classes == ("cat", "dog")
     assert source.labels.tolist() == [0, 1, -1]
     assert source.key(1) == "b, c.png"
-    assert source.read(2).shape == (10, 12, 3)
+    assert read(source, 2).shape == (10, 12, 3)
 
 
 def test_all_mistakes_of_a_csv_are_reported_together(tmp_path):
@@ -296,7 +296,7 @@ def test_subset_keeps_order_labels_and_memory():
     assert isinstance(part, ArraySource)
     assert [part.key(i) for i in range(3)] == ["digits/5", "digits/3", "digits/5"]
     assert part.labels.tolist() == digits.labels[[5, 3, 5]].tolist()
-    assert np.array_equal(part.read(1), digits.read(3))
+    assert np.array_equal(read(part, 1), read(digits, 3))
     with pytest.raises(IndexError):
         subset(digits, [1797])
     with pytest.raises(IndexError):

@@ -15,7 +15,7 @@ from belvedere.core.errors import EXIT_DONE, UsageError
 from belvedere.core.log import say
 
 if TYPE_CHECKING:
-    from belvedere.data.source import Source
+    from belvedere.data.sources.source import Source
 
 _PROTOCOLS = ("knn", "logistic", "linear")
 _DESCRIPTION = """\

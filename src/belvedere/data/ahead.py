@@ -11,7 +11,7 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, cast
@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from belvedere.core.errors import DataError
-from belvedere.data.fetch import Failed, Fetch, Fetched
+from belvedere.data.fetch import Failed, Fetch, Fetched, Wanted
 
 _AHEAD = 2
 _POLL_S = 0.1
@@ -37,13 +37,13 @@ class Ahead(Protocol):
 class _Thread:
     """One background thread: torch and numpy release the interpreter lock while they compute."""
 
-    def __init__(self, fetch: Fetch, steps: range, *, pin: bool) -> None:
+    def __init__(self, fetch: Fetch, wanted: Iterable[Wanted], *, pin: bool) -> None:
         self._ready: queue.Queue[Fetched | Failed] = queue.Queue(maxsize=_AHEAD)
         self._stop = threading.Event()
         # the thread must not refer to this object, or it would keep it alive
         self._thread = threading.Thread(
             target=_run,
-            args=(fetch, steps, pin, self._ready, self._stop),
+            args=(fetch, wanted, pin, self._ready, self._stop),
             name="belvedere-views",
             daemon=True,
         )
@@ -63,12 +63,16 @@ class _Thread:
 
 
 def _run(
-    fetch: Fetch, steps: range, pin: bool, ready: queue.Queue[Fetched | Failed], stop: threading.Event
+    fetch: Fetch,
+    wanted: Iterable[Wanted],
+    pin: bool,
+    ready: queue.Queue[Fetched | Failed],
+    stop: threading.Event,
 ) -> None:
     _one_thread_here()
-    for step in steps:
+    for batch in wanted:
         try:
-            item = fetch[step]
+            item = fetch[batch]
             if pin and isinstance(item, Fetched):
                 item = item.pin_memory()
         except BaseException as error:  # the consumer raises it
@@ -105,13 +109,13 @@ def _stop(stop: threading.Event, ready: queue.Queue[Fetched | Failed], thread: t
 
 
 class _Workers:
-    """torch's DataLoader over the steps, one item one batch."""
+    """torch's DataLoader over the batches wanted, one item one batch."""
 
-    def __init__(self, fetch: Fetch, steps: range, *, workers: int, pin: bool) -> None:
+    def __init__(self, fetch: Fetch, wanted: Iterable[Wanted], *, workers: int, pin: bool) -> None:
         loader: DataLoader[Any] = DataLoader(
             cast(Any, fetch),
             batch_size=None,
-            sampler=steps,
+            sampler=cast(Any, wanted),
             num_workers=workers,
             prefetch_factor=_AHEAD,
             pin_memory=pin,
@@ -163,14 +167,14 @@ def _close_if_alive(workers: weakref.ref[_Workers]) -> None:
         alive.close()
 
 
-def in_thread(fetch: Fetch, steps: range, *, pin: bool) -> Ahead:
+def in_thread(fetch: Fetch, wanted: Iterable[Wanted], *, pin: bool) -> Ahead:
     """Prepare two batches ahead in a thread."""
-    return _Thread(fetch, steps, pin=pin)
+    return _Thread(fetch, wanted, pin=pin)
 
 
-def in_workers(fetch: Fetch, steps: range, *, workers: int, pin: bool) -> Ahead:
+def in_workers(fetch: Fetch, wanted: Iterable[Wanted], *, workers: int, pin: bool) -> Ahead:
     """Prepare two batches ahead in each of `workers` processes."""
-    return _Workers(fetch, steps, workers=workers, pin=pin)
+    return _Workers(fetch, wanted, workers=workers, pin=pin)
 
 
 def _context() -> Any:

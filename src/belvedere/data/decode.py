@@ -1,14 +1,16 @@
-"""One image file's bytes to RGB pixels, by rules that pretraining, evaluation and embedding share."""
+"""What a source stores to RGB pixels, by rules that pretraining, evaluation and embedding share."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from belvedere.core.errors import DataError
 
@@ -18,9 +20,23 @@ PIXEL_LIMIT = 89_478_485
 PLAIN = "RGB"
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 _ORIENTATION = 0x0112  # EXIF tag
+_LATE_EXIF = b"eXIf"  # a PNG may carry it behind its pixels
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How an orientation is undone."""
 
 # Pillow warns between its limit and twice its limit; `decode` refuses both, so the warning says nothing more.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+Pixels = NDArray[np.uint8]
 
 
 class UnreadableImage(DataError):  # noqa: N818 - says what it is, as reports do
@@ -35,36 +51,103 @@ class UnreadableImage(DataError):  # noqa: N818 - says what it is, as reports do
 
 
 class Decoded(NamedTuple):
-    """pixels uint8 [H, W, 3]; kind: `RGB`, or what it was converted from."""
+    """pixels uint8 [H, W, 3]; kind: `RGB`, or what it was converted from; shrink: how many times smaller each
+    side is than the image's own (1, or what a JPEG was asked for)."""
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     kind: str
+    shrink: int = 1
+
+
+class Opened(Protocol):
+    """An image whose header has been read: its size upright, in pixels, and how to decode the rest."""
+
+    height: int
+    width: int
+
+    def decoded(self, *, shrink: int = 1) -> Decoded:
+        """The pixels; raises UnreadableImage.
+
+        shrink: 1, 2, 4 or 8; a JPEG is decoded to that part of its height and width (rounded up), which costs
+        less; other formats are decoded whole, and say so in `Decoded.shrink`.
+        """
+        ...
+
+
+def open_image(stored: bytes | Pixels, key: str) -> Opened:
+    """Read the header of what a source stores; raises UnreadableImage.
+
+    The rules for bytes: the first frame only; turned upright by EXIF; transparency on white; 16-bit gray
+    scaled by 255/65535; 32-bit and float gray from their own range (values in [0, 1] are taken as they are;
+    32-bit values within 0..65535 count as 16-bit); at most PIXEL_LIMIT pixels. `key` names the image in
+    errors.
+    """
+    if isinstance(stored, np.ndarray):
+        return _Held(stored, key)
+    return _Encoded(stored, key)
 
 
 def decode(data: bytes, key: str) -> Decoded:
-    """Pixels of an encoded image.
+    """The pixels of an encoded image, by the rules of `open_image`."""
+    return open_image(data, key).decoded()
 
-    EXIF orientation is applied; transparency is laid on white; of several frames the first is taken; 16-bit
-    gray is scaled by 255/65535, 32-bit and float gray by its own range when it exceeds 16 bits or [0, 1];
-    every other mode becomes RGB by Pillow's rules. Raises UnreadableImage, whatever is wrong with the
-    bytes.
-    """
-    if not data:
-        raise UnreadableImage(key, "the file is empty")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            _refuse_size(image, key)
+
+class _Held:
+    """Pixels that a source holds."""
+
+    def __init__(self, pixels: Pixels, key: str) -> None:
+        if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
+            raise UnreadableImage(key, f"holds an array of shape {pixels.shape}, not [height, width, 3 or 1]")
+        if pixels.dtype != np.uint8:
+            raise UnreadableImage(key, f"holds {pixels.dtype}, not uint8")
+        self._pixels = pixels
+        self.height, self.width = pixels.shape[:2]
+
+    def decoded(self, *, shrink: int = 1) -> Decoded:
+        if self._pixels.shape[-1] == 1:
+            return Decoded(np.repeat(self._pixels, 3, axis=-1), "gray")
+        return Decoded(self._pixels, PLAIN)
+
+
+class _Encoded:
+    """An encoded image, opened by Pillow."""
+
+    def __init__(self, data: bytes, key: str) -> None:
+        if not data:
+            raise UnreadableImage(key, "the file is empty")
+        self._data, self._key = data, key
+        with _reasons(key):
+            self._image = Image.open(io.BytesIO(data))
+            _refuse_size(self._image, key)
+            self._orientation = _orientation(self._image, data)
+        width, height = self._image.size
+        self.height, self.width = (width, height) if self._orientation >= 5 else (height, width)
+
+    def decoded(self, *, shrink: int = 1) -> Decoded:
+        with _reasons(self._key), self._image as image:
+            whole = image.size
+            if shrink > 1:
+                image.draft(image.mode, (max(1, whole[0] // shrink), max(1, whole[1] // shrink)))
+            used = shrink if image.size != whole else 1
             image.load()
             notes = []
             if getattr(image, "is_animated", False):
                 notes.append("first of several frames")
-            turned = _upright(image)
-            if turned is not image:
+            upright: Image.Image = image
+            if self._orientation != 1:
+                upright = image.transpose(_TURNS[self._orientation])
                 notes.append("turned by EXIF")
-            rgb, mode = _to_rgb(turned, key)
+            rgb, mode = _to_rgb(upright, self._key)
             if mode != PLAIN:
                 notes.insert(0, mode)
-            return Decoded(np.array(rgb, dtype=np.uint8), ", ".join(notes) or PLAIN)
+            return Decoded(np.asarray(rgb), ", ".join(notes) or PLAIN, used)
+
+
+@contextmanager
+def _reasons(key: str) -> Iterator[None]:
+    """Anything that decoding raises, as UnreadableImage."""
+    try:
+        yield
     except UnreadableImage:
         raise
     except Image.DecompressionBombError as error:
@@ -87,15 +170,15 @@ def _refuse_size(image: Image.Image, key: str) -> None:
         raise UnreadableImage(key, f"{width} x {height} is more than {PIXEL_LIMIT} pixels, refused")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; unreadable EXIF leaves it as it is."""
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """EXIF's orientation, 1 to 8; unreadable EXIF leaves an image as it is."""
+    if image.format == "PNG" and "exif" not in image.info and _LATE_EXIF not in data:
+        return 1  # asking Pillow would decode the whole image in search of it
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged metadata beside good pixels
-        return image
-    if orientation not in range(2, 9):
-        return image
-    return ImageOps.exif_transpose(image)
+        return 1
+    return orientation if orientation in _TURNS else 1
 
 
 def _to_rgb(image: Image.Image, key: str) -> tuple[Image.Image, str]:

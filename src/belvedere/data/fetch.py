@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from belvedere.core.errors import BelvedereError, DataError
-from belvedere.data.decode import PLAIN, UnreadableImage
-from belvedere.data.draw import draw, view_key
-from belvedere.data.geometry import SMALL_PX, Pixels
-from belvedere.data.order import permutation, positions, rows_of, steps_per_epoch
-from belvedere.data.render import crop, finish
-from belvedere.data.source import ArraySource, Source
+from belvedere.data.decode import PLAIN, Decoded, Opened, UnreadableImage, open_image
+from belvedere.data.order import positions, rows_of, steps_per_epoch
+from belvedere.data.sources.source import ArraySource, Source
 from belvedere.data.spec import DataSpec, ViewSpec
+from belvedere.data.views.draw import Floats, Ints, draw, view_key
+from belvedere.data.views.geometry import SMALL_PX
+from belvedere.data.views.render import crop, crop_views, empty_crops, finish, largest_shrink
+
+
+class Wanted(NamedTuple):
+    """The batch of one step, and the images [B] at its rows. The order of an epoch is worked out once, where
+    batches are consumed; a worker is only told its part of it."""
+
+    step: int
+    asked: Ints
 
 
 @dataclass
@@ -24,16 +32,15 @@ class Fetched:
     """One batch on its way to the device, and what was met in reading it.
 
     views {role: [V, B, 3, px, px]} ready for the model, or uint8 crops [V, B, C, px, px] with their
-    parameters in rows {role: [B, V, P]}; index, label [B]; kinds {index: kind} of images that were
-    converted; failed {index: reason}; replaced {index: index used instead} of the images that this batch
+    parameters in rows {role: [B, V, P]}; index [B] of the images used; kinds {index: kind} of images that
+    were converted; failed {index: reason}; replaced {index: index used instead} of the images that this batch
     asked for.
     """
 
     views: dict[str, Tensor]
-    rows: dict[str, NDArray[np.float64]]
+    rows: dict[str, Floats]
     index: Tensor
-    label: Tensor
-    asked: NDArray[np.int64]
+    asked: Ints
     kinds: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     replaced: dict[int, int] = field(default_factory=dict)
@@ -41,7 +48,7 @@ class Fetched:
     def pin_memory(self) -> Fetched:
         """Itself with page-locked tensors (called by torch's DataLoader)."""
         self.views = {role: view.pin_memory() for role, view in self.views.items()}
-        self.index, self.label = self.index.pin_memory(), self.label.pin_memory()
+        self.index = self.index.pin_memory()
         return self
 
 
@@ -63,7 +70,7 @@ class Order:
 
 
 class Fetch:
-    """A batch by its step; `fetch[step]` is what torch's DataLoader calls."""
+    """A batch by its step and images; `fetch[wanted]` is what torch's DataLoader calls."""
 
     def __init__(
         self,
@@ -88,66 +95,127 @@ class Fetch:
         source = self.source
         return "gray" if isinstance(source, ArraySource) and source.pixels.shape[-1] == 1 else PLAIN
 
-    def __getitem__(self, step: int) -> Fetched | Failed:
-        try:
-            return self.fetch(step)
-        except BelvedereError as error:
-            return Failed(error)
-
-    def fetch(self, step: int) -> Fetched:
-        """The batch of one step. Raises DataError when not one image of the source can be read."""
+    def positions(self, step: int) -> tuple[int, Ints]:
+        """The epoch of a step, and the positions in it of this process's rows [B]."""
         order = self.order
-        epoch, where = positions(
+        return positions(
             step,
             steps_per_epoch=self.steps_per_epoch,
             global_batch=order.global_batch,
             rank=order.rank,
             world_size=order.world_size,
         )
-        asked = permutation(len(self.source), order.seed, epoch)[where]
-        batch = Fetched({}, {}, torch.empty(0), torch.empty(0), asked)
-        images, index = self._images(asked, batch)
-        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
-        batch.index = torch.from_numpy(index)
-        batch.label = torch.from_numpy(self.source.labels[index])
-        for role, spec in self.views.items():
-            rows = draw(spec, view_key(order.seed, epoch, role), where, sizes)
-            crops = crop(spec, images, rows)
-            if self.finished:
-                batch.views[role] = finish(crops, rows, data=self.data, dtype=self.dtype)
-            else:
-                batch.views[role], batch.rows[role] = crops, rows
-        return batch
 
-    def _images(
-        self, asked: NDArray[np.int64], batch: Fetched
-    ) -> tuple[Pixels | list[Pixels], NDArray[np.int64]]:
-        """The images asked for or their replacements, and their indices; notes in `batch` what was met."""
+    def __getitem__(self, wanted: Wanted) -> Fetched | Failed:
+        try:
+            return self.fetch(wanted)
+        except BelvedereError as error:
+            return Failed(error)
+
+    def fetch(self, wanted: Wanted) -> Fetched:
+        """The batch of one step. Raises DataError when not one image of the source can be read."""
+        epoch, where = self.positions(wanted.step)
+        keys = {role: view_key(self.order.seed, epoch, role) for role in self.views}
+        batch = Fetched({}, {}, torch.empty(0), wanted.asked)
         source = self.source
         if isinstance(source, ArraySource) and max(source.pixels.shape[1:3]) <= SMALL_PX:
-            return source.pixels[asked], asked.copy()
-        images, index = [], asked.copy()
-        for row, wanted in enumerate(asked.tolist()):
-            used, pixels = self._readable(wanted, batch)
-            images.append(pixels)
-            index[row] = used
-        return images, index
+            crops = self._from_small(source, keys, where, batch)
+        else:
+            crops = self._from_each(keys, where, batch)
+        for role in self.views:
+            if self.finished:
+                views = finish(crops[role], batch.rows.pop(role), data=self.data, dtype=self.dtype)
+                batch.views[role] = views
+            else:
+                batch.views[role] = crops[role]
+        return batch
 
-    def _readable(self, wanted: int, batch: Fetched) -> tuple[int, Pixels]:
-        """The image, or the next one (modulo N) that can be read: the same in every worker and run."""
-        used = self.replaced.get(wanted, wanted)
-        for _ in range(len(self.source)):
+    def _from_small(
+        self, source: ArraySource, keys: dict[str, int], where: Ints, batch: Fetched
+    ) -> dict[str, Tensor]:
+        """Crops of small images held in memory, all at once."""
+        images = source.pixels[batch.asked]
+        sizes = np.broadcast_to(np.array(images.shape[1:3]), (len(images), 2))
+        batch.index = torch.from_numpy(batch.asked.copy())
+        crops = {}
+        for role, spec in self.views.items():
+            rows = batch.rows[role] = draw(spec, keys[role], where, sizes)
+            crops[role] = crop(spec, images, rows)
+        return crops
+
+    def _from_each(self, keys: dict[str, int], where: Ints, batch: Fetched) -> dict[str, Tensor]:
+        """Crops of images that are decoded one after another.
+
+        All headers come first, so that the views of a whole batch are drawn at once and each image is decoded
+        no larger than its views need; only one decoded image is held at a time.
+        """
+        reading = [_Reading(self, int(wanted), batch) for wanted in batch.asked]
+        sizes = np.array([(image.opened.height, image.opened.width) for image in reading], dtype=np.int64)
+        for role, spec in self.views.items():
+            batch.rows[role] = draw(spec, keys[role], where, sizes)
+        crops = {role: empty_crops(spec, len(reading)) for role, spec in self.views.items()}
+        for row, image in enumerate(reading):
+            decoded = None
+            while decoded is None:
+                boxes = {role: batch.rows[role][row] for role in self.views}
+                decoded = image.decoded(largest_shrink(self.views, boxes))
+                if decoded is None:  # another image takes its place, of another size
+                    size = np.array([[image.opened.height, image.opened.width]])
+                    for role, spec in self.views.items():
+                        batch.rows[role][row] = draw(spec, keys[role], where[row : row + 1], size)[0]
+            out = {role: crops[role][:, row].numpy() for role in self.views}
+            crop_views(decoded.pixels, self.views, boxes, out=out, shrink=decoded.shrink)
+            image.close()
+        batch.index = torch.tensor([image.used for image in reading], dtype=torch.int64)
+        return crops
+
+
+class _Reading:
+    """One image asked for, or the next one (modulo N) that can be read: the same in every worker and run."""
+
+    def __init__(self, fetch: Fetch, wanted: int, batch: Fetched) -> None:
+        self._fetch, self._wanted, self._batch = fetch, wanted, batch
+        self.used = fetch.replaced.get(wanted, wanted)
+        self._tried = 0
+        self._opened: Opened | None = None
+        self._open()
+
+    @property
+    def opened(self) -> Opened:
+        assert self._opened is not None
+        return self._opened
+
+    def close(self) -> None:
+        """Let go of the image's bytes."""
+        self._opened = None
+
+    def decoded(self, shrink: int) -> Decoded | None:
+        """The pixels; None when they could not be decoded and another image has been opened instead."""
+        try:
+            decoded = self.opened.decoded(shrink=shrink)
+        except UnreadableImage as error:
+            self._next(error.reason)
+            self._open()
+            return None
+        if decoded.kind != PLAIN:
+            self._batch.kinds[self.used] = decoded.kind
+        if self.used != self._wanted:
+            self._fetch.replaced[self._wanted] = self._batch.replaced[self._wanted] = self.used
+        return decoded
+
+    def _open(self) -> None:
+        source = self._fetch.source
+        while True:
             try:
-                decoded = self.source.inspect(used)
+                self._opened = open_image(source.stored(self.used), source.key(self.used))
+                return
             except UnreadableImage as error:
-                batch.failed[used] = error.reason
-                used = (used + 1) % len(self.source)
-                continue
-            if decoded.kind != PLAIN:
-                batch.kinds[used] = decoded.kind
-            if used != wanted:
-                self.replaced[wanted] = batch.replaced[wanted] = used
-            return used, decoded.pixels
-        raise DataError(
-            f"not one of the {len(self.source)} images of {self.source.name!r} (data.path) can be read"
-        )
+                self._next(error.reason)
+
+    def _next(self, reason: str) -> None:
+        source = self._fetch.source
+        self._batch.failed[self.used] = reason
+        self._tried += 1
+        if self._tried >= len(source):
+            raise DataError(f"not one of the {len(source)} images of {source.name!r} (data.path) can be read")
+        self.used = (self.used + 1) % len(source)

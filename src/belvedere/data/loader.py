@@ -10,13 +10,30 @@ import torch
 from belvedere.core.errors import DataError
 from belvedere.data.ahead import Ahead, in_thread, in_workers
 from belvedere.data.batch import Batch
-from belvedere.data.fetch import Failed, Fetch, Fetched, Order
-from belvedere.data.render import finish
+from belvedere.data.fetch import Failed, Fetch, Fetched, Order, Wanted
+from belvedere.data.order import epoch_order
 from belvedere.data.report import DataReport
-from belvedere.data.source import Source
+from belvedere.data.sources.source import Source
 from belvedere.data.spec import DataSpec, ViewSpec
+from belvedere.data.views.render import finish
 
 _MIN_BAD = 8  # a share of fewer bad images says nothing
+
+
+class _Asked:
+    """Steps with the images at their rows; the order of an epoch is held here, and by no worker."""
+
+    def __init__(self, fetch: Fetch, steps: range) -> None:
+        self._fetch, self._steps = fetch, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Wanted]:
+        for step in self._steps:
+            epoch, where = self._fetch.positions(step)
+            order = epoch_order(self._fetch.source, self._fetch.order.seed, epoch)
+            yield Wanted(step, order[where])
 
 
 class Loader:
@@ -90,11 +107,12 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         self.close()
         steps = range(self.start_step, self.total_steps)
+        wanted = _Asked(self._fetch, steps)
         pin = self._device.type == "cuda"
         if self._workers:
-            ahead = in_workers(self._fetch, steps, workers=self._workers, pin=pin)
+            ahead = in_workers(self._fetch, wanted, workers=self._workers, pin=pin)
         else:
-            ahead = in_thread(self._fetch, steps, pin=pin)
+            ahead = in_thread(self._fetch, wanted, pin=pin)
         self._ahead = ahead
         try:
             for _ in steps:
@@ -111,13 +129,14 @@ class Loader:
     def _batch(self, fetched: Fetched) -> Batch:
         """The batch on its device, with the photometry that was left to it."""
         device = self._device
+        label = torch.from_numpy(self._source.labels[fetched.index.numpy()])
         views = {role: view.to(device, non_blocking=True) for role, view in fetched.views.items()}
         for role, rows in fetched.rows.items():
             views[role] = finish(views[role], rows, data=self._data, dtype=self._dtype)
         return Batch(
             views=views,
             index=fetched.index.to(device, non_blocking=True),
-            label=fetched.label.to(device, non_blocking=True),
+            label=label.to(device, non_blocking=True),
             rows=self._fetch.rows,
         )
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from belvedere.core.errors import DataError
 from belvedere.core.rng import generator
+from belvedere.data.sources.source import Source
 
 
 def steps_per_epoch(num_images: int, global_batch: int) -> int:
@@ -22,12 +23,17 @@ def steps_per_epoch(num_images: int, global_batch: int) -> int:
     return steps
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def permutation(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of the images in one epoch [N]; read-only, and kept while the epoch lasts."""
     order = generator(seed, "order", epoch).permutation(num_images).astype(np.int64)
     order.flags.writeable = False
     return order
+
+
+def epoch_order(source: Source, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The images of one epoch in their order [N]."""
+    return permutation(len(source), seed, epoch)
 
 
 def positions(

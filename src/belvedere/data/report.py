@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from belvedere.data.decode import PLAIN
-from belvedere.data.source import Source
+from belvedere.data.sources.source import Source
 
 _UNTRIED, _UNREADABLE = 0, 1
 _EXAMPLES = 20

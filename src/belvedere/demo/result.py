@@ -12,7 +12,7 @@ import numpy as np
 from belvedere.core import rng
 from belvedere.core.files import write_text
 from belvedere.data.loader import Loader
-from belvedere.data.sources import Source, describe
+from belvedere.data.sources import Source, describe, read
 from belvedere.demo.place import RUN
 from belvedere.demo.scoring import NUM_SPLITS, PREDICTED_SHOTS, PREDICTED_SPLIT, SHOTS, Scored
 from belvedere.eval.compare import protocol_report
@@ -110,7 +110,7 @@ def _draw_views(path: Path, recipe: Recipe, train: Source) -> None:
         path,
         mean=recipe.data.mean,
         std=recipe.data.std,
-        originals=[train.read(int(index)) for index in batch.index[shown]],
+        originals=[read(train, int(index)) for index in batch.index[shown]],
         kept={"anchor": KeptPatches(kept, recipe.backbone.patch_px)},
         count=_NUM_SHOWN,
     )

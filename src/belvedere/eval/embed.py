@@ -20,7 +20,7 @@ from torch import nn
 
 from belvedere.core.errors import UsageError
 from belvedere.core.files import replacing
-from belvedere.data.source import Source
+from belvedere.data.sources.source import Source
 from belvedere.engine.precision import Precision
 from belvedere.eval.features import Extracted, FeatureCard, Progress, extract
 

@@ -34,8 +34,8 @@ from torch import nn
 
 from belvedere.core.errors import EvaluationError
 from belvedere.core.settings import Settings
-from belvedere.data.source import Source
 from belvedere.data.sources import describe
+from belvedere.data.sources.source import Source
 from belvedere.engine.precision import Precision
 from belvedere.eval import protocols
 from belvedere.eval.features import Extracted, FeatureCard, Progress, extract

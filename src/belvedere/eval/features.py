@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from belvedere.core.errors import DataError, EvaluationError
 from belvedere.data.decode import UnreadableImage
-from belvedere.data.source import Source
+from belvedere.data.sources.source import Source, read
 from belvedere.engine.precision import Precision, networks
 from belvedere.nn.backbone import Block, Features
 from belvedere.nn.spec import FeatureSpec
@@ -182,7 +182,7 @@ def _read(
 
     def load(i: int) -> Tensor | UnreadableImage:
         try:
-            return image_transform(source.read(i), card.features, mean=card.mean, std=card.std)
+            return image_transform(read(source, i), card.features, mean=card.mean, std=card.std)
         except UnreadableImage as error:
             return error
 

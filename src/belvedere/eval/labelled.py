@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from belvedere.core.errors import EvaluationError
-from belvedere.data.source import Source
+from belvedere.data.sources.source import Source
 from belvedere.engine.precision import Precision
 from belvedere.eval.features import FeatureCard, Progress, extract
 

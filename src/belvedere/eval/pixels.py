@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from belvedere.data.source import Source
+from belvedere.data.sources.source import Source, read
 from belvedere.eval.features import evaluation_pixels
 from belvedere.nn.spec import FeatureSpec
 
@@ -18,7 +18,7 @@ def pixel_rows(source: Source, spec: FeatureSpec, *, indices: NDArray[np.int64] 
     D is crop_px^2 times 3, or times 1 where every image is gray. Raises UnreadableImage.
     """
     wanted = np.arange(len(source), dtype=np.int64) if indices is None else indices
-    images = np.stack([evaluation_pixels(source.read(int(i)), spec) for i in wanted])  # [N, H, W, 3]
+    images = np.stack([evaluation_pixels(read(source, int(i)), spec) for i in wanted])  # [N, H, W, 3]
     if np.array_equal(images[..., 0], images[..., 1]) and np.array_equal(images[..., 1], images[..., 2]):
         images = images[..., :1]
     return torch.from_numpy(images.reshape(len(images), -1)).float() / 255.0

@@ -14,7 +14,7 @@ from belvedere.core.errors import CheckpointError, UsageError
 from belvedere.core.files import write_text
 from belvedere.data.loader import Loader
 from belvedere.data.report import DataReport
-from belvedere.data.source import Source
+from belvedere.data.sources.source import Source
 from belvedere.engine import state
 from belvedere.engine.parallel import Spread, prepare_
 from belvedere.engine.precision import parameter_dtype

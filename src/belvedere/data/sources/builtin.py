@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from belvedere.core.errors import DataError
 from belvedere.core.rng import generator
-from belvedere.data.source import UNLABELLED, ArraySource, Source
+from belvedere.data.sources.source import UNLABELLED, ArraySource, Source
 
 DIGITS_HELD_OUT = 450
 _DIGITS_SEED = 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from belvedere.data.draw import Column
 from belvedere.data.spec import Interpolation
+from belvedere.data.views.draw import Column
 
 SMALL_PX = 64
 """Sides up to which images of one size are cropped and resized as a batch."""
@@ -21,22 +22,30 @@ _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 Pixels = NDArray[np.uint8]
 
 
-def geometry(image: Pixels, rows: NDArray[np.float64], px: int, *, interpolation: Interpolation) -> Pixels:
+def geometry(
+    image: Pixels, rows: NDArray[np.float64], px: int, *, interpolation: Interpolation, shrink: int = 1
+) -> Pixels:
     """The crops [V, 3, px, px] of one image [H, W, 3] by the boxes in rows [V, P], antialiased.
 
     Resized across and then down, as the Pillow of the papers does; since Pillow 13 the order depends on the
     sizes, which differs by one level here and there. Two calls keep the bytes the same with any Pillow.
+
+    shrink: the image is this many times smaller than the one whose pixels the boxes count; a box then begins
+    and ends within pixels, which count by their part.
     """
     whole = Image.fromarray(image)
     crops = np.empty((len(rows), 3, px, px), dtype=np.uint8)
     for crop, row in zip(crops, rows, strict=True):
-        top, left, height, width = (
-            int(row[c]) for c in (Column.TOP, Column.LEFT, Column.HEIGHT, Column.WIDTH)
-        )
-        box = (left, top, left + width, top + height)
-        # crop first: resize(box=...) would let pixels outside the box into its edge
-        wide = whole.crop(box).resize((px, height), _PIL[interpolation])
-        crop[:] = np.asarray(wide.resize((px, px), _PIL[interpolation])).transpose(2, 0, 1)
+        top, left = row[Column.TOP] / shrink, row[Column.LEFT] / shrink
+        bottom = min(top + row[Column.HEIGHT] / shrink, whole.height)
+        right = min(left + row[Column.WIDTH] / shrink, whole.width)
+        first_row, first_column = int(top), int(left)
+        # crop first: resize(box=...) alone would let pixels outside the box into its edge
+        part = whole.crop((first_column, first_row, ceil(right), ceil(bottom)))
+        across = (left - first_column, 0.0, right - first_column, part.height)
+        wide = part.resize((px, part.height), _PIL[interpolation], box=across)
+        down = (0.0, top - first_row, px, bottom - first_row)
+        crop[:] = np.asarray(wide.resize((px, px), _PIL[interpolation], box=down)).transpose(2, 0, 1)
     return crops
 
 

@@ -9,14 +9,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from belvedere.data.decode import PLAIN, Decoded
-from belvedere.data.names import Names
+from belvedere.data.decode import Decoded, Pixels, open_image
+from belvedere.data.sources.names import Names
 
 UNLABELLED = -1
 
 
 class Source(Protocol):
-    """Images by index, each with a key (relative file name, or `digits/12`) and a label (-1 = none)."""
+    """Images by index, each with a key (relative file name, or `digits/12`) and a label (-1 = none).
+
+    A source finds and reads; it does not decode. What it stores is turned into pixels by `read` and `inspect`
+    below, so that every kind of source shares one set of rules.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -26,17 +30,26 @@ class Source(Protocol):
 
     def key(self, index: int) -> str: ...
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Pixels uint8 [H, W, 3]; raises UnreadableImage."""
-        ...
+    def stored(self, index: int) -> bytes | Pixels:
+        """An encoded image, or pixels uint8 [H, W, 3 or 1] where the source holds those.
 
-    def inspect(self, index: int) -> Decoded:
-        """Pixels, and what they were converted from; raises UnreadableImage."""
+        Raises UnreadableImage when there is nothing to be read.
+        """
         ...
 
     def fingerprint(self) -> str:
         """A hash of names, sizes and labels: another data set has another one."""
         ...
+
+
+def inspect(source: Source, index: int) -> Decoded:
+    """One image's pixels uint8 [H, W, 3], and what they were converted from; raises UnreadableImage."""
+    return open_image(source.stored(index), source.key(index)).decoded()
+
+
+def read(source: Source, index: int) -> Pixels:
+    """One image's pixels uint8 [H, W, 3]; raises UnreadableImage."""
+    return inspect(source, index).pixels
 
 
 class ArraySource:
@@ -64,14 +77,9 @@ class ArraySource:
     def key(self, index: int) -> str:
         return self._keys[index]
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        return self.inspect(index).pixels
-
-    def inspect(self, index: int) -> Decoded:
-        image = self.pixels[index]
-        if image.shape[-1] == 1:
-            return Decoded(np.repeat(image, 3, axis=-1), "gray")
-        return Decoded(image, PLAIN)
+    def stored(self, index: int) -> Pixels:
+        image: Pixels = self.pixels[index]
+        return image
 
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(str(self.pixels.shape).encode(), digest_size=16)
@@ -103,11 +111,8 @@ class Selected:
     def key(self, index: int) -> str:
         return self._source.key(int(self._indices[index]))
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        return self._source.read(int(self._indices[index]))
-
-    def inspect(self, index: int) -> Decoded:
-        return self._source.inspect(int(self._indices[index]))
+    def stored(self, index: int) -> bytes | Pixels:
+        return self._source.stored(int(self._indices[index]))
 
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(self._source.fingerprint().encode(), digest_size=16)

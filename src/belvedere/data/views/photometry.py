@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from belvedere.data.blur import gaussian_blur
-from belvedere.data.color import adjust_hue, adjust_saturation, blend, luma
-from belvedere.data.draw import Column
+from belvedere.data.views.blur import gaussian_blur
+from belvedere.data.views.color import adjust_hue, adjust_saturation, blend, luma
+from belvedere.data.views.draw import Column
 
 Floats = NDArray[np.float64]
 _Adjust = Callable[[Tensor, Tensor], Tensor]

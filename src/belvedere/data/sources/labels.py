@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from belvedere.core.errors import DataError
-from belvedere.data.source import UNLABELLED, Source, relabelled, subset
+from belvedere.data.sources.source import UNLABELLED, Source, relabelled, subset
 
 _LISTED = 10
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from belvedere.core.errors import DataError
-from belvedere.data.decode import Decoded, UnreadableImage, decode
-from belvedere.data.names import Names
-from belvedere.data.source import UNLABELLED
+from belvedere.data.decode import UnreadableImage
+from belvedere.data.sources.names import Names
+from belvedere.data.sources.source import UNLABELLED
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif"}
@@ -50,16 +50,12 @@ class FolderSource:
     def key(self, index: int) -> str:
         return self._names[index]
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        return self.inspect(index).pixels
-
-    def inspect(self, index: int) -> Decoded:
+    def stored(self, index: int) -> bytes:
         key = self._names[index]
         try:
-            data = (self.root / key).read_bytes()
+            return (self.root / key).read_bytes()
         except OSError as error:
             raise UnreadableImage(key, f"cannot be read: {error.strerror or error}") from error
-        return decode(data, key)
 
     def fingerprint(self) -> str:
         """Over names, file sizes (-1: gone) and labels."""

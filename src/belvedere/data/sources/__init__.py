@@ -9,12 +9,12 @@ import numpy as np
 
 from belvedere.core.errors import DataError
 from belvedere.core.rng import generator
-from belvedere.data.builtin import is_idx_folder, open_digits, open_idx
 from belvedere.data.decode import Decoded, UnreadableImage
-from belvedere.data.folder import FolderSource, open_folder
-from belvedere.data.labels import from_list, with_labels
 from belvedere.data.report import DataReport
-from belvedere.data.source import UNLABELLED, ArraySource, Source, relabelled, subset
+from belvedere.data.sources.builtin import is_idx_folder, open_digits, open_idx
+from belvedere.data.sources.folder import FolderSource, open_folder
+from belvedere.data.sources.labels import from_list, with_labels
+from belvedere.data.sources.source import UNLABELLED, ArraySource, Source, inspect, read, relabelled, subset
 
 SPLITS = ("train", "test")
 
@@ -50,7 +50,7 @@ def check_sample(source: Source, *, count: int = 256, seed: int = 0) -> DataRepo
     report = DataReport(total)
     for index in (edges[:-1] + np.floor(shift * np.diff(edges))).astype(np.int64):
         try:
-            report.record(int(index), source.inspect(int(index)).kind)
+            report.record(int(index), inspect(source, int(index)).kind)
         except UnreadableImage as error:
             report.fail(int(index), error.reason)
     if report.num_unreadable == report.num_tried:
@@ -83,7 +83,9 @@ __all__ = [
     "check_sample",
     "describe",
     "from_list",
+    "inspect",
     "open_source",
+    "read",
     "relabelled",
     "subset",
     "with_labels",

@@ -1,0 +1,87 @@
+"""From decoded images and view parameters to normalized views, in three stages.
+
+On the decoded image (nothing yet: the place of augmentations that come before the crop), geometry (crop and
+resize, in the loader's process) and photometry (where the model runs). What passes between the last two is
+uint8 crops and their parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from belvedere.data.spec import DataSpec, ViewSpec
+from belvedere.data.views.draw import Column
+from belvedere.data.views.geometry import SMALL_PX, Pixels, geometry, small_geometry
+from belvedere.data.views.photometry import normalize, photometry
+
+Floats = NDArray[np.float64]
+
+_SHRINKS = (1, 2, 4, 8)  # what JPEG's transform offers
+_SPARE = 2.0
+
+
+def on_decoded(image: Pixels, rows: Floats) -> Pixels:
+    """The first stage, on a whole image before any crop; no view recipe has one yet."""
+    return image
+
+
+def crop(spec: ViewSpec, images: Pixels | Sequence[Pixels], rows: Floats) -> Tensor:
+    """The crops of one role, uint8 [V, B, C, px, px], by its parameters rows [B, V, P].
+
+    images: decoded images [H, W, 3] of any size; or one array [B, H, W, C] of equal ones, which when small is
+    cropped as a batch and keeps C = 1.
+    """
+    if isinstance(images, np.ndarray) and max(images.shape[1:3]) <= SMALL_PX:
+        return torch.from_numpy(small_geometry(images, rows, spec.px, interpolation=spec.interpolation))
+    crops = empty_crops(spec, len(images))
+    for number, image in enumerate(images):
+        rgb = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+        crop_views(rgb, {"": spec}, {"": rows[number]}, out={"": crops[:, number].numpy()})
+    return crops
+
+
+def crop_views(
+    image: Pixels,
+    views: dict[str, ViewSpec],
+    rows: dict[str, Floats],
+    *,
+    out: dict[str, Pixels],
+    shrink: int = 1,
+) -> None:
+    """The crops of all roles of one decoded image [H, W, 3], written to out {role: [V, 3, px, px]}.
+
+    rows {role: [V, P]}; shrink: the image was decoded to this part of the size that the rows speak of.
+    """
+    for role, spec in views.items():
+        decoded = on_decoded(image, rows[role])
+        out[role][:] = geometry(decoded, rows[role], spec.px, interpolation=spec.interpolation, shrink=shrink)
+
+
+def empty_crops(spec: ViewSpec, num_images: int) -> Tensor:
+    """Room for the crops of one role, uint8 [V, B, 3, px, px]."""
+    return torch.empty((spec.count, num_images, 3, spec.px, spec.px), dtype=torch.uint8)
+
+
+def largest_shrink(views: dict[str, ViewSpec], rows: dict[str, Floats]) -> int:
+    """How many times smaller (1, 2, 4, 8) an image may be decoded for crops by rows {role: [V, P]}.
+
+    Every crop keeps at least _SPARE times as many pixels a side as its view has, so that what antialiased
+    resizing sees of the picture is the same.
+    """
+    sides = slice(Column.HEIGHT, Column.WIDTH + 1)
+    room = min(float(rows[role][:, sides].min()) / spec.px for role, spec in views.items())
+    return max(shrink for shrink in _SHRINKS if shrink == 1 or room >= _SPARE * shrink)
+
+
+def finish(crops: Tensor, rows: Floats, *, data: DataSpec, dtype: torch.dtype) -> Tensor:
+    """Views [V, B, 3, px, px] of `dtype`, from crops [V, B, C, px, px] and their rows [B, V, P]."""
+    views, batch = crops.shape[:2]
+    by_view = rows.transpose(1, 0, 2).reshape(views * batch, -1)
+    changed = photometry(crops.flatten(0, 1), by_view)
+    normalized = normalize(changed, data.mean, data.std, dtype)
+    return normalized.view(views, batch, *normalized.shape[1:])
