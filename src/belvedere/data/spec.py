@@ -11,6 +11,7 @@ from belvedere.core.settings import Settings
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Interpolation = Literal["bilinear", "bicubic"]
+Split = Literal["train", "test"]
 
 
 class Jitter(Settings):
@@ -67,17 +68,40 @@ class ViewSpec(Settings):
         return self
 
 
+class Part(Settings):
+    """One of several sets of images that are mixed: where it is, which part of it, and its share of what
+    training sees, relative to the other weights."""
+
+    path: Annotated[str, Field(min_length=1)]
+    split: Split | None = None
+    weight: Positive = 1.0
+
+
 class DataSpec(Settings):
     """Where the images are and how their pixels are normalized.
 
-    path: a folder of images (nested or flat), a folder of IDX files, or the built-in `digits`. split: one of
-    the parts a source defines (`train`, `test`), or null for all. mean, std: per channel, in [0, 1].
+    path: whatever `open_source` opens (a folder, a list of files, an archive, an array, a data set by name),
+    or a list of such parts with weights. split: one of the parts a source defines (`train`, `test`), or null
+    for all; a list says it for each of its parts. mean, std: per channel, in [0, 1].
     max_bad_share: training stops when more than this share of the images asked for could not be read and were
     replaced.
     """
 
-    path: Annotated[str, Field(min_length=1)] | None
-    split: Literal["train", "test"] | None
+    path: Annotated[str, Field(min_length=1)] | Annotated[tuple[Part, ...], Field(min_length=1)] | None
+    split: Split | None
     mean: tuple[Probability, Probability, Probability]
     std: tuple[Positive, Positive, Positive]
     max_bad_share: Probability
+
+    @model_validator(mode="after")
+    def _split_of_parts(self) -> DataSpec:
+        if isinstance(self.path, tuple) and self.split is not None:
+            raise ValueError("split must be null where path is a list; give each of its parts a split")
+        return self
+
+
+def told(path: str | tuple[Part, ...]) -> str:
+    """What `data.path` names, for people: a path, or all parts with their weights."""
+    if isinstance(path, str):
+        return path
+    return ", ".join(f"{part.path} (weight {part.weight:g})" for part in path)

@@ -1,16 +1,19 @@
-"""Crop and resize, as Pillow does them: one image at a time, or a batch of small images at once."""
+"""Crop and resize, as Pillow does them: all views of one image, or a batch of small images at once."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from belvedere.data.spec import Interpolation
+from belvedere.data.views import native
 from belvedere.data.views.draw import Column
+from belvedere.data.views.native import Crops
 
 SMALL_PX = 64
 """Sides up to which images of one size are cropped and resized as a batch."""
@@ -25,28 +28,52 @@ Pixels = NDArray[np.uint8]
 def geometry(
     image: Pixels, rows: NDArray[np.float64], px: int, *, interpolation: Interpolation, shrink: int = 1
 ) -> Pixels:
-    """The crops [V, 3, px, px] of one image [H, W, 3] by the boxes in rows [V, P], antialiased.
+    """The crops [V, 3, px, px] of one image [H, W, 3] by the boxes in rows [V, P], antialiased."""
+    crops = np.empty((len(rows), 3, px, px), dtype=np.uint8)
+    crop_image(image, [Crops(boxes_in(image, rows, shrink=shrink), interpolation, crops)])
+    return crops
+
+
+def boxes_in(image: Pixels, rows: NDArray[np.float64], *, shrink: int) -> NDArray[np.float64]:
+    """The boxes [V, 4] of rows [V, P] in pixels of `image` [H, W, C].
+
+    shrink: the image is this many times smaller than the one whose pixels the rows count; a box then begins
+    and ends within pixels, which count by their part.
+    """
+    boxes = rows[:, : Column.WIDTH + 1] / shrink
+    if shrink > 1:  # a decoder may drop a part of the last pixel
+        boxes[:, Column.HEIGHT :] = np.minimum(
+            boxes[:, Column.HEIGHT :], image.shape[:2] - boxes[:, : Column.HEIGHT]
+        )
+    return boxes
+
+
+def crop_image(image: Pixels, jobs: Sequence[Crops]) -> None:
+    """Crop and resize all views of one image [H, W, C] into the jobs' `out`, as `native.crop` describes it.
 
     Resized across and then down, as the Pillow of the papers does; since Pillow 13 the order depends on the
     sizes, which differs by one level here and there. Two calls keep the bytes the same with any Pillow.
-
-    shrink: the image is this many times smaller than the one whose pixels the boxes count; a box then begins
-    and ends within pixels, which count by their part.
     """
-    whole = Image.fromarray(image)
-    crops = np.empty((len(rows), 3, px, px), dtype=np.uint8)
-    for crop, row in zip(crops, rows, strict=True):
-        top, left = row[Column.TOP] / shrink, row[Column.LEFT] / shrink
-        bottom = min(top + row[Column.HEIGHT] / shrink, whole.height)
-        right = min(left + row[Column.WIDTH] / shrink, whole.width)
-        first_row, first_column = int(top), int(left)
-        # crop first: resize(box=...) alone would let pixels outside the box into its edge
-        part = whole.crop((first_column, first_row, ceil(right), ceil(bottom)))
-        across = (left - first_column, 0.0, right - first_column, part.height)
-        wide = part.resize((px, part.height), _PIL[interpolation], box=across)
-        down = (0.0, top - first_row, px, bottom - first_row)
-        crop[:] = np.asarray(wide.resize((px, px), _PIL[interpolation], box=down)).transpose(2, 0, 1)
-    return crops
+    if native.available():
+        native.crop(image, jobs)
+        return
+    gray = image.shape[-1] == 1
+    whole = Image.fromarray(image[..., 0] if gray else np.ascontiguousarray(image[..., :3]))
+    for boxes, interpolation, out in jobs:
+        for crop, box in zip(out, boxes.tolist(), strict=True):
+            pixels = np.asarray(_resized(whole, box, out.shape[-1], _PIL[interpolation]))
+            crop[:] = pixels if gray else pixels.transpose(2, 0, 1)
+
+
+def _resized(whole: Image.Image, box: list[float], px: int, resample: Image.Resampling) -> Image.Image:
+    """The part of an image in box (top, left, height, width), which may be fractional, as [px, px]."""
+    top, left, height, width = box
+    y, x = math.floor(top), math.floor(left)
+    # crop first: resize(box=...) would let pixels outside the box into its edge
+    cover = whole.crop((x, y, math.ceil(left + width), math.ceil(top + height)))
+    across = (left - x, 0, left - x + width, cover.height)
+    wide = cover.resize((px, cover.height), resample, box=across)
+    return wide.resize((px, px), resample, box=(0, top - y, px, top - y + height))
 
 
 def small_geometry(

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from belvedere.data.views import native
 from belvedere.data.views.blur import gaussian_blur
 from belvedere.data.views.color import adjust_hue, adjust_saturation, blend, luma
 from belvedere.data.views.draw import Column
@@ -26,7 +27,12 @@ _SOLARIZE_FROM = 128
 
 
 def photometry(crops: Tensor, rows: Floats) -> Tensor:
-    """Crops [N, C, H, W] uint8 changed as their rows [N, P] say; the input is left alone."""
+    """Crops [N, C, H, W] uint8 changed as their rows [N, P] say; the input is left alone.
+
+    On the CPU by the compiled renderer where there is one.
+    """
+    if crops.device.type == "cpu" and native.available():
+        return native.photometry(crops, rows)
     crops = crops.clone()
     gray = crops.shape[1] == 1
     _on_rows_(crops, rows[:, Column.FLIP] > 0, lambda part: part.flip(-1))
@@ -44,12 +50,14 @@ def normalize(
     crops: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float], dtype: torch.dtype
 ) -> Tensor:
     """Crops uint8 [..., C, H, W] as floats [..., 3, H, W]: scaled to [0, 1], minus mean, divided by std."""
-    shift = torch.tensor(mean, dtype=torch.float64) * 255.0
-    scale = 1.0 / (torch.tensor(std, dtype=torch.float64) * 255.0)
-    # one multiplication and one addition for every pixel
-    factor = scale.to(crops.device, dtype).view(3, 1, 1)
-    offset = (-shift * scale).to(crops.device, dtype).view(3, 1, 1)
+    factor, offset = (part.to(crops.device, dtype).view(3, 1, 1) for part in normalization(mean, std))
     return crops.to(dtype) * factor + offset
+
+
+def normalization(mean: tuple[float, float, float], std: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
+    """Factor and offset [3], float64, that normalize a uint8 pixel: one multiplication and one addition."""
+    factor = 1.0 / (torch.tensor(std, dtype=torch.float64) * 255.0)
+    return factor, -(torch.tensor(mean, dtype=torch.float64) * 255.0) * factor
 
 
 def brightness(crops: Tensor, factors: Tensor) -> Tensor:

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from belvedere.data.spec import DataSpec, ViewSpec
+from belvedere.data.views import fused, native
 from belvedere.data.views.draw import Column
-from belvedere.data.views.geometry import SMALL_PX, Pixels, geometry, small_geometry
-from belvedere.data.views.photometry import normalize, photometry
+from belvedere.data.views.geometry import SMALL_PX, Pixels, boxes_in, crop_image, small_geometry
+from belvedere.data.views.native import Crops
+from belvedere.data.views.photometry import normalization, normalize, photometry
 
 Floats = NDArray[np.float64]
 
 _SHRINKS = (1, 2, 4, 8)  # what JPEG's transform offers
-_SPARE = 2.0
+_SPARE = 3.0
 
 
 def on_decoded(image: Pixels, rows: Floats) -> Pixels:
@@ -57,31 +59,52 @@ def crop_views(
 
     rows {role: [V, P]}; shrink: the image was decoded to this part of the size that the rows speak of.
     """
+    jobs: dict[int, tuple[Pixels, list[Crops]]] = {}  # of roles that see the same pixels
     for role, spec in views.items():
         decoded = on_decoded(image, rows[role])
-        out[role][:] = geometry(decoded, rows[role], spec.px, interpolation=spec.interpolation, shrink=shrink)
+        boxes = boxes_in(decoded, rows[role], shrink=shrink)
+        _, wanted = jobs.setdefault(id(decoded), (decoded, []))
+        wanted.append(Crops(boxes, spec.interpolation, out[role]))
+    for decoded, wanted in jobs.values():
+        crop_image(decoded, wanted)
 
 
 def empty_crops(spec: ViewSpec, num_images: int) -> Tensor:
     """Room for the crops of one role, uint8 [V, B, 3, px, px]."""
-    return torch.empty((spec.count, num_images, 3, spec.px, spec.px), dtype=torch.uint8)
+    # by NumPy, which asks for large pages: touching small ones takes as long as cropping
+    return torch.from_numpy(np.empty((spec.count, num_images, 3, spec.px, spec.px), dtype=np.uint8))
 
 
 def largest_shrink(views: dict[str, ViewSpec], rows: dict[str, Floats]) -> int:
     """How many times smaller (1, 2, 4, 8) an image may be decoded for crops by rows {role: [V, P]}.
 
-    Every crop keeps at least _SPARE times as many pixels a side as its view has, so that what antialiased
-    resizing sees of the picture is the same.
+    Every crop keeps at least _SPARE times as many pixels a side as its view has: then antialiased resizing
+    hides what the decoder left out, within the tolerance that views are held to (docs/results.md).
     """
     sides = slice(Column.HEIGHT, Column.WIDTH + 1)
     room = min(float(rows[role][:, sides].min()) / spec.px for role, spec in views.items())
     return max(shrink for shrink in _SHRINKS if shrink == 1 or room >= _SPARE * shrink)
 
 
-def finish(crops: Tensor, rows: Floats, *, data: DataSpec, dtype: torch.dtype) -> Tensor:
-    """Views [V, B, 3, px, px] of `dtype`, from crops [V, B, C, px, px] and their rows [B, V, P]."""
+def finish(
+    crops: Tensor, rows: Floats, *, data: DataSpec, dtype: torch.dtype, out: Tensor | None = None
+) -> Tensor:
+    """Views [V, B, 3, px, px] of `dtype`, from crops [V, B, C, px, px] and their rows [B, V, P].
+
+    Compiled on the CPU, fused on a CUDA device, batched torch operations elsewhere: the same values. out:
+    where the views go, if they have a place already.
+    """
     views, batch = crops.shape[:2]
     by_view = rows.transpose(1, 0, 2).reshape(views * batch, -1)
-    changed = photometry(crops.flatten(0, 1), by_view)
-    normalized = normalize(changed, data.mean, data.std, dtype)
-    return normalized.view(views, batch, *normalized.shape[1:])
+    flat = crops.flatten(0, 1)
+    place = None if out is None else out.flatten(0, 1)
+    if flat.device.type == "cpu" and dtype == torch.float32 and native.available():
+        factor, offset = normalization(data.mean, data.std)
+        finished = native.finish(flat, by_view, factor=factor.to(dtype), offset=offset.to(dtype), out=place)
+    elif fused.renders(flat.device, dtype):
+        finished = fused.finish(flat, by_view, mean=data.mean, std=data.std, dtype=dtype)
+    else:
+        finished = normalize(photometry(flat, by_view), data.mean, data.std, dtype)
+    if place is not None and finished is not place:
+        finished = place.copy_(finished)
+    return finished.view(views, batch, *finished.shape[1:])
