@@ -8,8 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from belvedere.core.errors import DataError
-from belvedere.core.rng import generator
+from belvedere.core.rng import fold, generator, uniforms
+from belvedere.data.sources.mixed import Mixed
 from belvedere.data.sources.source import Source
+
+_SORTED_AT_ONCE = 1 << 20
 
 
 def steps_per_epoch(num_images: int, global_batch: int) -> int:
@@ -32,8 +35,44 @@ def permutation(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def epoch_order(source: Source, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The images of one epoch in their order [N]."""
+    """The images of one epoch in their order [N].
+
+    A permutation of all images; where several sources are mixed, each gives its share, some images more than
+    once and others not at all.
+    """
+    if isinstance(source, Mixed) and len(source.parts) > 1:
+        return mixture(source.sizes, source.shares, seed=seed, epoch=epoch)
     return permutation(len(source), seed, epoch)
+
+
+@lru_cache(maxsize=1)
+def mixture(sizes: tuple[int, ...], shares: tuple[int, ...], *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of one epoch [sum of `shares`] that takes `shares[i]` images from part i; read-only.
+
+    sizes: images in each part; the result counts them through, part after part. A part is gone through in
+    full passes, each in an order of its own, and every epoch continues where the one before stopped: images
+    of one part are never asked for more than once more often than others of it.
+    """
+    starts = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
+    taken = [
+        start + _stretch(size, epoch * share, share, key=fold(seed, "part", number))
+        for number, (start, size, share) in enumerate(zip(starts, sizes, shares, strict=True))
+    ]
+    order = generator(seed, "order", epoch).permutation(np.concatenate(taken))
+    order.flags.writeable = False
+    return order
+
+
+def _stretch(size: int, start: int, count: int, *, key: int) -> NDArray[np.int64]:
+    """Places `start` to `start + count` - 1 of an endless row of permutations of `size` images."""
+    first, last = start // size, (start + count - 1) // size
+    at_once = max(1, _SORTED_AT_ONCE // size)
+    passes = []
+    for at in range(first, last + 1, at_once):
+        drawn = uniforms(key, range(at, min(at + at_once, last + 1)), size)  # [passes, size]
+        passes.append(np.argsort(drawn, axis=1, kind="stable").reshape(-1))
+    skipped = start - first * size
+    return np.concatenate(passes)[skipped : skipped + count].astype(np.int64)
 
 
 def positions(

@@ -11,6 +11,7 @@ from typing import Any
 from belvedere.core.errors import RecipeError
 from belvedere.core.schedule import WarmupCosine
 from belvedere.data.order import steps_per_epoch as whole_batches
+from belvedere.data.spec import Part, told
 from belvedere.methods.method import Clock
 from belvedere.recipe.checks import Finding, check_recipe
 from belvedere.recipe.explain import dotted
@@ -60,7 +61,8 @@ class Plan:
             ("recipe", f"{recipe.name} ({recipe_hash(recipe)})"),
             (
                 "images",
-                f"{self.num_images:,} in {recipe.data.path}, {left:,} left out each epoch (others each time)",
+                f"{self.num_images:,} in {told(data_path(recipe))}, "
+                f"{left:,} left out each epoch (others each time)",
             ),
             ("views", ", ".join(f"{view.count} {role} {view.px} px" for role, view in recipe.views.items())),
             ("batch", f"{recipe.train.global_batch} = {self.world_size} x {self.batch}{parts}"),
@@ -92,7 +94,7 @@ class Plan:
         return values
 
 
-def data_path(recipe: Recipe) -> str:
+def data_path(recipe: Recipe) -> str | tuple[Part, ...]:
     """Where the recipe's images are. Raises RecipeError where it leaves that to whoever runs it."""
     if recipe.data.path is None:
         raise RecipeError(f"data.path: {recipe.name} does not say where the images are; set data.path=DIR")
@@ -153,7 +155,7 @@ def _fits(recipe: Recipe, num_images: int, world_size: int) -> list[Finding]:
     batch, path = recipe.train.global_batch, ("train", "global_batch")
     found: list[Finding] = []
     if batch > num_images:
-        words = f"{batch} is more than the {num_images} images found in {recipe.data.path}; "
+        words = f"{batch} is more than the {num_images} images found in {told(data_path(recipe))}; "
         words += f"set it to at most {num_images}" if num_images else "look at data.path"
         found.append((path, words))
     if batch % world_size:

@@ -1,8 +1,7 @@
-"""Opening sets of images by path or name, and trying a sample of them first."""
+"""Sets of images: opening them, trying a sample of them first, labels of their own."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,32 +10,11 @@ from belvedere.core.errors import DataError
 from belvedere.core.rng import generator
 from belvedere.data.decode import Decoded, UnreadableImage
 from belvedere.data.report import DataReport
-from belvedere.data.sources.builtin import is_idx_folder, open_digits, open_idx
-from belvedere.data.sources.folder import FolderSource, open_folder
+from belvedere.data.sources.folder import FolderSource
+from belvedere.data.sources.huggingface import from_huggingface
 from belvedere.data.sources.labels import from_list, with_labels
+from belvedere.data.sources.opening import open_source
 from belvedere.data.sources.source import UNLABELLED, ArraySource, Source, inspect, read, relabelled, subset
-
-SPLITS = ("train", "test")
-
-
-def open_source(path: str, *, split: str | None = None) -> Source:
-    """The images that `data.path` and `data.split` name.
-
-    path: `digits`, a folder of IDX files, or a folder of images. Raises DataError for a path that is
-    missing, no folder, empty, or that does not have the split.
-    """
-    if split is not None and split not in SPLITS:
-        raise DataError(f"data.split is {split!r}; it must be train, test or null")
-    folder = Path(path).expanduser()
-    if path == "digits":
-        return open_digits(split)
-    if not path or not folder.exists():
-        raise DataError(f"data.path is {path!r}, which does not exist; give a folder of images, or `digits`")
-    if not folder.is_dir():
-        raise DataError(f"data.path is {path!r}, which is a file; give the folder that holds the images")
-    if is_idx_folder(folder):
-        return open_idx(folder, split)
-    return open_folder(folder.resolve(), split)
 
 
 def check_sample(source: Source, *, count: int = 256, seed: int = 0) -> DataReport:
@@ -82,6 +60,7 @@ __all__ = [
     "UnreadableImage",
     "check_sample",
     "describe",
+    "from_huggingface",
     "from_list",
     "inspect",
     "open_source",

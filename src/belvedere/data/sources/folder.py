@@ -2,69 +2,52 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from belvedere.core.errors import DataError
-from belvedere.data.decode import UnreadableImage
-from belvedere.data.sources.names import Names
-from belvedere.data.sources.source import UNLABELLED
+from belvedere.data.sources.index import Index, IndexWriter, open_index
+from belvedere.data.sources.local import read_file
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif"}
     | {".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
 )
 _HELD_OUT = ("test", "val")  # in this order, for `split: test`
+_LISTED = 5
 
 
 class FolderSource:
     """Image files below `root`, in the order of their relative POSIX names.
 
-    names: relative to `root`. An image's label is the first folder below `root` (below `train/`, `val/`,
-    `test/` when `root` is divided so); an image directly in `root` has none.
+    index: names relative to `root`, and their sizes when they were found. An image's label is the first
+    folder below `root` (below `train/`, `val/`, `test/` when `root` is divided so); an image directly in
+    `root` has none.
     """
 
-    def __init__(
-        self, root: Path, names: list[str], *, divided: bool, classes: set[str], skipped: tuple[str, ...]
-    ) -> None:
-        """classes: what may be missing among these names, but must count for the numbers of the labels."""
-        self.root, self.name, self.skipped, self.divided = root, root.name, skipped, divided
-        self._names = Names(names)
-        depth = 1 if divided else 0
-        folders = [_folder_at(name, depth) for name in names]
-        found = {folder for folder in folders if folder is not None}
-        self.classes = tuple(sorted(found.union(classes)))
-        number = {folder: label for label, folder in enumerate(self.classes)}
-        self.labels: NDArray[np.int64] = np.array(
-            [UNLABELLED if folder is None else number[folder] for folder in folders], dtype=np.int64
-        )
+    def __init__(self, root: Path, index: Index) -> None:
+        self.root, self.name, self.index = root, root.name, index
+        self.classes, self.labels = index.classes, index.labels
+        self.skipped, self.divided = index.notes, bool(index.meta["divided"])
+
+    def __reduce__(self) -> tuple[Callable[..., FolderSource], tuple[Path, Index]]:
+        return FolderSource, (self.root, self.index)  # the arrays are the index's, which workers map
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.index)
 
     def key(self, index: int) -> str:
-        return self._names[index]
+        return self.index.names[index]
 
     def stored(self, index: int) -> bytes:
-        key = self._names[index]
-        try:
-            return (self.root / key).read_bytes()
-        except OSError as error:
-            raise UnreadableImage(key, f"cannot be read: {error.strerror or error}") from error
+        key = self.index.names[index]
+        return read_file(os.path.join(self.root, key), key)
 
     def fingerprint(self) -> str:
-        """Over names, file sizes (-1: gone) and labels."""
-        digest = hashlib.blake2b(digest_size=16)
-        self._names.update(digest)
-        sizes = np.array([_size(self.root / name) for name in self._names], dtype=np.int64)
-        digest.update(sizes.tobytes())
-        digest.update(self.labels.tobytes())
-        return digest.hexdigest()
+        """Over names, file sizes when they were found (-1: gone) and labels."""
+        return self.index.fingerprint
 
 
 def open_folder(root: Path, split: str | None) -> FolderSource:
@@ -74,33 +57,45 @@ def open_folder(root: Path, split: str | None) -> FolderSource:
     or `test/`. There `train` is `train/`, `test` is `test/` (or `val/` where there is no `test/`), and none
     is all of them. Raises DataError naming `data.path` or `data.split`.
     """
-    skipped: list[str] = []
-    parts = _parts(root)
-    if split is None:
-        names = sorted(_walk(root, "", (), skipped))
-    else:
-        folder = _folder_of(root, parts, split)
-        names = sorted(_walk(root / folder, f"{folder}/", (), skipped))
-    if not names:
+    identity = {"kind": "folder", "root": str(root), "split": split, "extensions": sorted(EXTENSIONS)}
+    index = open_index(identity, lambda writer: _find(root, split, writer), describe=str(root))
+    return FolderSource(root, index)
+
+
+def _find(root: Path, split: str | None, writer: IndexWriter) -> None:
+    """Write down all images of a folder, or of one part of it."""
+    try:
+        writer.stamp(root)
+        parts = _parts(root)
+    except OSError as error:
+        raise DataError(f"{root} (data.path) cannot be opened: {error.strerror}") from error
+    writer.meta["divided"] = bool(parts)
+    _walk(root, "" if split is None else f"{_folder_of(root, parts, split)}/", 1 if parts else 0, writer)
+    if writer.count == 0:
+        notes = writer.notes[:_LISTED]
         raise DataError(
             f"no image file below {root} (data.path); looked for {', '.join(sorted(EXTENSIONS))}"
-            + (f"; folders that cannot be opened: {', '.join(skipped[:5])}" if skipped else "")
+            + (f"; folders that cannot be opened: {', '.join(notes)}" if notes else "")
         )
-    # the same numbers in every part, also where a class has no image in one
-    classes = {folder for part in parts for folder in _folders(root / part)}
-    return FolderSource(root, names, divided=bool(parts), classes=classes, skipped=tuple(skipped))
+    if parts:  # the same numbers in every part, also where a class has no image in one
+        for part in parts:
+            writer.declare(_classes(root / part, writer))
 
 
 def _parts(root: Path) -> tuple[str, ...]:
     """The sub-folders of a folder divided into train/ and val/ or test/; none when it is not."""
-    try:
-        visible = {entry.name: entry.is_dir() for entry in os.scandir(root) if not entry.name.startswith(".")}
-    except OSError as error:
-        raise DataError(f"{root} (data.path) cannot be opened: {error.strerror}") from error
-    folders = {name for name, is_folder in visible.items() if is_folder}
-    images = any(_is_image(name) for name, is_folder in visible.items() if not is_folder)
-    divided = not images and "train" in folders and len(folders) > 1 and folders <= {"train", *_HELD_OUT}
-    return tuple(sorted(folders)) if divided else ()
+    folders: list[str] = []
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                folders.append(entry.name)
+                if entry.name not in ("train", *_HELD_OUT):
+                    return ()
+            elif _is_image(entry.name):
+                return ()
+    return tuple(sorted(folders)) if "train" in folders and len(folders) > 1 else ()
 
 
 def _folder_of(root: Path, parts: tuple[str, ...], split: str) -> str:
@@ -114,46 +109,86 @@ def _folder_of(root: Path, parts: tuple[str, ...], split: str) -> str:
     return next(name for name in _HELD_OUT if name in parts)
 
 
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], skipped: list[str]) -> Iterator[str]:
-    """Relative names of the image files below `folder`; follows links, but not into a folder above."""
-    try:
-        status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        skipped.append(f"{prefix or '.'}: {error.strerror}")
-        return
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
+class _Folder(NamedTuple):
+    """A folder on the way down: the beginning of its names, the folders above it, and what is left in it.
+
+    left: the names still to come, last first, folders with a slash at their end.
+    """
+
+    prefix: str
+    above: frozenset[tuple[int, int]]
+    left: list[str]
+
+
+def _walk(root: Path, prefix: str, depth: int, writer: IndexWriter) -> None:
+    """Write down the image files below `prefix` in the order of their names; follows links, but not into a
+    folder above.
+
+    Within a folder, `a/` stands among the names of the files where all names below it belong. depth: which
+    folder of a name is its label.
+    """
+    base = os.path.join(root, "")
+    stack = [_opened(root, prefix, frozenset(), writer)]
+    while stack:
+        folder = stack[-1]
+        if not folder.left:
+            stack.pop()
             continue
-        if entry.is_dir():
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, here), skipped)
-        elif _is_image(entry.name):  # a broken link too: it is reported as unreadable, not forgotten
-            yield prefix + entry.name
+        name = folder.prefix + folder.left.pop()
+        if name.endswith("/"):
+            stack.append(_opened(root, name, folder.above, writer))
+        else:
+            folders = name.split("/", depth + 1)[:-1]
+            label = folders[depth] if len(folders) > depth else None
+            writer.add(name, label=label, size=_size(base + name))
 
 
-def _folders(folder: Path) -> list[str]:
+def _opened(root: Path, prefix: str, above: frozenset[tuple[int, int]], writer: IndexWriter) -> _Folder:
+    """The folder at `prefix`, with nothing left in it if it lies above itself or cannot be opened."""
+    path = os.path.join(root, prefix)
     try:
-        return [
-            entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-        ]
-    except OSError:  # already among the skipped
+        status = writer.stamp(path)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return _Folder(prefix, above, [])
+        with os.scandir(path) as entries:
+            left = [
+                entry.name + "/" if folder else entry.name
+                for entry in entries
+                if not entry.name.startswith(".") and ((folder := _is_folder(entry)) or _is_image(entry.name))
+            ]
+    except OSError as error:
+        # a permission shows in the folder's times when it changes; anything else may pass by itself
+        writer.note(f"{prefix or '.'}: {error.strerror}", passing=not isinstance(error, PermissionError))
+        return _Folder(prefix, above, [])
+    left.sort(reverse=True)
+    return _Folder(prefix, above | {here}, left)
+
+
+def _classes(folder: Path, writer: IndexWriter) -> list[str]:
+    try:
+        writer.stamp(folder)
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
+    except OSError:  # already among the skipped if its images are wanted
         return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link that leads nowhere, in a circle or to where one may not look is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
-def _folder_at(name: str, depth: int) -> str | None:
-    folders = name.split("/")[:-1]
-    return folders[depth] if len(folders) > depth else None
-
-
-def _size(path: Path) -> int:
+def _size(path: str) -> int:
+    """Bytes; -1 for a link to nowhere: it is reported as unreadable, not forgotten."""
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except OSError:
         return -1

@@ -9,6 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def encode_name(name: str) -> bytes:
+    """UTF-8; bytes of a file name that are no UTF-8 survive. Raises UnicodeEncodeError for a lone surrogate
+    that stands for no byte."""
+    return name.encode("utf-8", "surrogateescape")
+
+
 class Names:
     """An immutable sequence of strings, stored as one block of bytes and the end of each name in it.
 
@@ -16,9 +22,19 @@ class Names:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._block = b"".join(encoded)
+        encoded = [encode_name(name) for name in names]
+        self._block: NDArray[np.uint8] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends: NDArray[np.int64] = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    @classmethod
+    def view(cls, block: NDArray[np.uint8], ends: NDArray[np.int64]) -> Names:
+        """The names whose bytes lie in `block` one after another, name i from ends[i] to ends[i + 1].
+
+        block: [bytes]; ends: [N + 1], rising from 0. Neither is copied.
+        """
+        names = cls.__new__(cls)
+        names._block, names._ends = block, ends
+        return names
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -26,12 +42,13 @@ class Names:
     def __getitem__(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._block[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
+        name = self._block[self._ends[index] : self._ends[index + 1]]
+        return name.tobytes().decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))
 
     def update(self, digest: hashlib.blake2b) -> None:
         """Add all names to a digest."""
-        digest.update(self._ends.tobytes())
-        digest.update(self._block)
+        digest.update(np.ascontiguousarray(self._ends).data)
+        digest.update(np.ascontiguousarray(self._block).data)

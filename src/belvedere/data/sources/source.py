@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Protocol
+from multiprocessing.context import get_spawning_popen
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from belvedere.data.decode import Decoded, Pixels, open_image
+from belvedere.data.sources.mapped import MappedFile, shared_copy
 from belvedere.data.sources.names import Names
 
 UNLABELLED = -1
+SHARED_BYTES = 1 << 20
+"""What lies in memory and is larger is not copied to each worker."""
+_HASHED_BYTES = 1 << 30  # of larger arrays, a fingerprint takes images spread evenly over them
 
 
 class Source(Protocol):
@@ -22,9 +27,14 @@ class Source(Protocol):
     below, so that every kind of source shares one set of rules.
     """
 
-    name: str
-    classes: tuple[str, ...]
-    labels: NDArray[np.int64]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
 
     def __len__(self) -> int: ...
 
@@ -52,8 +62,30 @@ def read(source: Source, index: int) -> Pixels:
     return inspect(source, index).pixels
 
 
+class Numbered:
+    """The keys `PREFIX0`, `PREFIX1` and so on of `count` images, none of which is stored."""
+
+    def __init__(self, prefix: str, count: int) -> None:
+        self._prefix, self._count = prefix, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return f"{self._prefix}{index}"
+
+    def update(self, digest: hashlib.blake2b) -> None:
+        """Add all keys to a digest."""
+        digest.update(f"{self._prefix} {self._count}".encode("utf-8", "surrogateescape"))
+
+
 class ArraySource:
-    """Equally sized images in memory: pixels uint8 [N, H, W, C], C = 3 or 1 (gray)."""
+    """Equally sized images in memory or in a mapped file: pixels uint8 [N, H, W, C], C = 3 or 1 (gray).
+
+    Loader workers share the pixels: what they are sent is where a file with them lies.
+    """
 
     def __init__(
         self,
@@ -62,12 +94,15 @@ class ArraySource:
         *,
         labels: NDArray[np.int64],
         classes: tuple[str, ...],
-        keys: Iterable[str],
+        keys: Iterable[str] | Numbered,
+        file: MappedFile | None = None,
     ) -> None:
+        """file: where exactly these pixels lie, when they are mapped from there."""
         self.name, self.classes = name, classes
         self.pixels = np.ascontiguousarray(pixels)
         self.labels = np.asarray(labels, dtype=np.int64)
-        self._keys = keys if isinstance(keys, Names) else Names(keys)
+        self._keys = keys if isinstance(keys, Names | Numbered) else Names(keys)
+        self._file = file
         if not len(self.pixels) == len(self.labels) == len(self._keys):
             raise ValueError("pixels, labels and keys must be of equal length")
 
@@ -85,8 +120,24 @@ class ArraySource:
         digest = hashlib.blake2b(str(self.pixels.shape).encode(), digest_size=16)
         self._keys.update(digest)
         digest.update(self.labels.tobytes())
-        digest.update(self.pixels.tobytes())
+        every = -(-self.pixels.nbytes // _HASHED_BYTES)
+        for image in self.pixels if every <= 1 else self.pixels[::every]:
+            digest.update(image.data)
         return digest.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # only on the way to a worker: a pickle that is kept must not depend on a temporary file
+        if get_spawning_popen() is None or self.pixels.nbytes <= SHARED_BYTES:
+            return {**self.__dict__, "_file": None}
+        if self._file is None:
+            self._file = shared_copy(self.pixels, self)
+            self.pixels = self._file.open()  # lets go of the private copy
+        return {**self.__dict__, "pixels": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._file is not None:
+            self.pixels = self._file.open()
 
 
 class Selected:
@@ -101,6 +152,7 @@ class Selected:
         classes: tuple[str, ...] | None = None,
     ) -> None:
         self._source, self._indices = source, np.asarray(indices, dtype=np.int64)
+        self.parts = (source,)
         self.name = source.name
         self.labels = source.labels[self._indices] if labels is None else np.asarray(labels, dtype=np.int64)
         self.classes = source.classes if classes is None else classes
@@ -137,7 +189,9 @@ def relabelled(source: Source, labels: NDArray[np.int64], classes: tuple[str, ..
 def _selected(
     source: Source, indices: NDArray[np.int64], labels: NDArray[np.int64], classes: tuple[str, ...]
 ) -> Source:
-    if isinstance(source, ArraySource):  # stays in memory, for the vectorized renderer
+    if isinstance(source, ArraySource):  # stays an array, for the vectorized renderer
+        everything = np.array_equal(indices, np.arange(len(source)))
+        pixels = source.pixels if everything else source.pixels[indices]
         keys = Names(source.key(int(index)) for index in indices)
-        return ArraySource(source.name, source.pixels[indices], labels=labels, classes=classes, keys=keys)
+        return ArraySource(source.name, pixels, labels=labels, classes=classes, keys=keys)
     return Selected(source, indices, labels=labels, classes=classes)

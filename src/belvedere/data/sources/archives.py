@@ -1,0 +1,225 @@
+"""Images in a .zip archive, read in place."""
+
+from __future__ import annotations
+
+import bz2
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from belvedere.core.errors import DataError
+from belvedere.data.sources.access import ReadError, Stretches, is_url, remote_version, size_of
+from belvedere.data.sources.index import Index, IndexWriter, open_index
+from belvedere.data.sources.indexed import LARGEST_BYTES, IndexedSource, rows_of_split, value
+from belvedere.data.sources.layout import folder_of, image_name, layout_of
+
+# Layouts from PKWARE's APPNOTE.TXT, 4.3
+_END = struct.Struct("<IHHHHIIH")
+_END_64 = struct.Struct("<IQHHIIQQQQ")
+_LOCATOR_64 = struct.Struct("<IIQI")
+_ENTRY = struct.Struct("<IHHHHHHIIIHHHHHII")
+_LOCAL_BYTES = 30
+_LOCAL_SLACK = 256  # an extra field that the central directory does not show
+_END_MARK, _END_64_MARK, _ENTRY_MARK = b"PK\x05\x06", 0x06064B50, 0x02014B50
+_MOST_COMMENT = 65535
+_ENCRYPTED, _UTF8 = 0x1, 0x800
+_STORED, _DEFLATED, _BZIP2 = 0, 8, 12
+_IN_EXTRA = 0xFFFFFFFF
+
+
+class _Member(NamedTuple):
+    name: str
+    offset: int
+    packed: int
+    size: int
+    crc: int
+    method: int
+    encrypted: bool
+
+
+def open_zip(path: str, split: str | None) -> IndexedSource:
+    """The images of a .zip file (local path or URL), in the order of the archive, part by part.
+
+    Labels and parts are those of the folders in it, as in a folder of images; folders that wrap all images
+    count for nothing. Raises DataError.
+    """
+    where = path if is_url(path) else str(Path(path).expanduser().resolve())
+    identity = {"kind": "zip", "path": where, "remote": remote_version(where)}
+
+    def build(writer: IndexWriter) -> None:
+        if not is_url(where):
+            writer.stamp(where)
+        _build(writer, where)
+
+    try:
+        index = open_index(identity, build, describe=where)
+    except (ReadError, OSError) as error:
+        raise DataError(f"{where} (data.path) cannot be read: {error}") from error
+    return rows_of_split(_stem(where), index, ZipReader(where), split=split, where=where)
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path.rstrip("/").rpartition("/")[2])[0]
+
+
+# --- the central directory
+
+
+def _build(writer: IndexWriter, path: str) -> None:
+    """Add the images of an archive, part by part."""
+    directory, base = _directory(path)
+    folders: set[str] = set()
+    num_images = num_encrypted = 0
+    for member in _images(directory, base, path):
+        folders.add(folder_of(member.name))
+        num_images += 1
+        num_encrypted += member.encrypted
+    if not num_images:
+        raise DataError(f"{path} (data.path) holds no image file")
+    if num_encrypted == num_images:
+        raise DataError(f"{path} (data.path) is encrypted; unpack it, and give the folder")
+    layout = layout_of(folders)
+    parts: dict[str, list[int]] = {}
+    of_folder = {folder: (layout.part(folder), layout.label(folder)) for folder in folders}
+    for part in layout.parts or ("",):
+        first = writer.count
+        for member in _images(directory, base, path):
+            its_part, label = of_folder[folder_of(member.name)]
+            if its_part == part:
+                _add(writer, member, label)
+        if part:
+            parts[part] = [first, writer.count]
+    writer.meta["parts"] = parts
+
+
+def _add(writer: IndexWriter, member: _Member, label: str | None) -> None:
+    writer.add(
+        member.name,
+        label=label,
+        size=member.size,
+        packed=member.packed,
+        offset=member.offset,
+        crc=member.crc,
+        method=-1 if member.encrypted else member.method,
+    )
+
+
+def _directory(path: str) -> tuple[bytes, int]:
+    """The bytes of the central directory, and what to add to the offsets in it (bytes before the archive)."""
+    stretches = Stretches()
+    total = size_of(path)
+    tail_at = max(0, total - _END.size - _MOST_COMMENT - _LOCATOR_64.size - _END_64.size)
+    tail = stretches.read(path, tail_at, total - tail_at)
+    at = tail.rfind(_END_MARK)
+    if at < 0 or len(tail) - at < _END.size:
+        raise DataError(
+            f"{path} (data.path) is no zip archive, or is cut short: it has no directory at its end"
+        )
+    _, disk, _, _, _, size, offset, _ = _END.unpack_from(tail, at)
+    end = tail_at + at
+    locator_at = at - _LOCATOR_64.size
+    if locator_at >= 0 and tail[locator_at : locator_at + 4] == b"PK\x06\x07":
+        end, disk, size, offset = _directory_64(stretches, path, tail_at + locator_at, tail[locator_at:])
+    base = end - size - offset
+    if disk or base < 0:
+        raise DataError(f"{path} (data.path) is one part of a split zip archive, or is damaged")
+    return stretches.read(path, base + offset, size), base
+
+
+def _directory_64(
+    stretches: Stretches, path: str, locator_at: int, locator: bytes
+) -> tuple[int, int, int, int]:
+    """Where the 64-bit end record is, its disk, and size and offset of the directory."""
+    _, _, stated, _ = _LOCATOR_64.unpack_from(locator)
+    for at in (stated, locator_at - _END_64.size):  # the second where bytes stand before the archive
+        record = stretches.read(path, at, _END_64.size, short=True)
+        if len(record) == _END_64.size and record[:4] == b"PK\x06\x06":
+            _, _, _, _, disk, _, _, _, size, offset = _END_64.unpack(record)
+            return at, disk, size, offset
+    raise DataError(f"{path} (data.path) is a damaged zip archive: its 64-bit directory is not where it says")
+
+
+def _images(directory: bytes, base: int, path: str) -> Iterator[_Member]:
+    """The members that are images."""
+    at = 0
+    while at + _ENTRY.size <= len(directory):
+        entry = _ENTRY.unpack_from(directory, at)
+        mark, _, _, flags, method, _, _, crc, packed, size, named, extra, comment, _, _, _, offset = entry
+        if mark != _ENTRY_MARK:
+            raise DataError(f"{path} (data.path) is a damaged zip archive: its directory ends in the middle")
+        start = at + _ENTRY.size
+        raw = directory[start : start + named]
+        at = start + named + extra + comment
+        name = image_name(raw.decode("utf-8" if flags & _UTF8 else "cp437", "surrogateescape"))
+        if name is None:
+            continue
+        if _IN_EXTRA in (size, packed, offset):
+            fields = directory[start + named : start + named + extra]
+            size, packed, offset = _wide(fields, size, packed, offset)
+        yield _Member(name, base + offset, packed, size, crc, method, bool(flags & _ENCRYPTED))
+
+
+def _wide(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, int]:
+    """The 64-bit values of those that did not fit, from the extra field 0x0001."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        if kind == 1:
+            values = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
+            wide = [next(values, each) if each == _IN_EXTRA else each for each in (size, packed, offset)]
+            return wide[0], wide[1], wide[2]
+        at += 4 + length
+    return size, packed, offset
+
+
+# --- one member
+
+
+class ZipReader:
+    """Reads members of an archive by the places that its directory gives."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._stretches = path, Stretches()
+
+    def __call__(self, index: Index, row: int) -> bytes:
+        size, packed = value(index, "size", row), value(index, "packed", row)
+        method = value(index, "method", row)
+        if method < 0:
+            raise ReadError("is encrypted")
+        if max(size, packed) > LARGEST_BYTES:
+            raise ReadError(f"says to have {max(size, packed)} bytes, more than {LARGEST_BYTES}, refused")
+        data = _unpacked(self._packed(index, row, packed), size, method)
+        if zlib.crc32(data) != value(index, "crc", row):
+            raise ReadError(f"differs from its checksum in {self._path}")
+        return data
+
+    def _packed(self, index: Index, row: int, packed: int) -> bytes:
+        offset = value(index, "offset", row)
+        guess = _LOCAL_BYTES + len(index.names[row].encode("utf-8", "surrogateescape")) + _LOCAL_SLACK
+        head = self._stretches.read(self._path, offset, guess + packed, short=True)
+        if head[:4] != b"PK\x03\x04" or len(head) < _LOCAL_BYTES:
+            raise ReadError(f"{self._path} is damaged or has changed: no member at {offset}")
+        named, extra = struct.unpack_from("<HH", head, _LOCAL_BYTES - 4)
+        start = _LOCAL_BYTES + named + extra
+        if start + packed <= len(head):
+            return head[start : start + packed]
+        return self._stretches.read(self._path, offset + start, packed)
+
+
+def _unpacked(data: bytes, size: int, method: int) -> bytes:
+    """The member's own bytes; never more than it says, whatever its data would unpack to."""
+    try:
+        if method == _DEFLATED:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+        elif method == _BZIP2:
+            data = bz2.BZ2Decompressor().decompress(data, size + 1)
+        elif method != _STORED:
+            raise ReadError(f"is compressed by method {method}; only stored, deflate and bzip2 are read")
+    except (zlib.error, OSError, ValueError) as error:
+        raise ReadError(f"cannot be decompressed: {error}") from error
+    if len(data) != size:
+        raise ReadError(f"has {len(data)} bytes, not the {size} it says")
+    return data

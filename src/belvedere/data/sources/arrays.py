@@ -1,0 +1,240 @@
+"""Images in NumPy files: one .npy array, mapped into memory, or the arrays of an .npz file."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from belvedere.core.errors import DataError
+from belvedere.data.sources.mapped import MappedFile
+from belvedere.data.sources.source import UNLABELLED, ArraySource, Numbered, Source
+
+Array = NDArray[Any]
+
+_IMAGES = ("images", "image", "x", "data", "pixels", "arr_0")
+_LABELS = ("labels", "label", "y", "targets", "target", "arr_1")
+_PARTS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
+"""The parts of an .npz file that a split may be, in this order."""
+_MOST_CLASSES = 1_000_000
+_BAD_FILE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError)
+
+
+def open_array(path: str | Path, split: str | None) -> Source:
+    """The images of a .npy or .npz file.
+
+    .npy: uint8 [N, H, W], [N, H, W, 1 or 3] or [N, 3, H, W], with labels [N] from `STEM_labels.npy` beside it
+    where there is one. .npz: arrays of these shapes named `images`, `x` or alike, with `labels` or `y`; or
+    divided, as `x_train` and `y_train`, `train_images` and `train_labels`, and so on. Raises DataError.
+    """
+    file = Path(path).expanduser()
+    images = _load(file)
+    if not isinstance(images, np.ndarray):
+        return _of_npz(images, split, str(file))
+    _refuse_split(split, str(file))
+    pixels = checked_pixels(images, str(file))
+    sibling = file.with_name(f"{file.stem}_labels.npy")
+    labels = _unlabelled(len(pixels))
+    classes: tuple[str, ...] = ()
+    if sibling.exists():
+        labels, classes = checked_labels(_load(sibling), len(pixels), str(sibling))
+    return ArraySource(
+        file.stem,
+        pixels,
+        labels=labels,
+        classes=classes,
+        keys=Numbered(f"{file.stem}/", len(pixels)),
+        file=_mapping(images, pixels, file),
+    )
+
+
+def open_loaded_array(content: bytes, split: str | None, where: str) -> Source:
+    """The images of a .npy or .npz file whose bytes are at hand, by the same rules; where: its path."""
+    images = _load(io.BytesIO(content), where)
+    if not isinstance(images, np.ndarray):
+        return _of_npz(images, split, where)
+    _refuse_split(split, where)
+    pixels = checked_pixels(images, where)
+    stem = Path(where).stem
+    keys = Numbered(f"{stem}/", len(pixels))
+    return ArraySource(stem, pixels, labels=_unlabelled(len(pixels)), classes=(), keys=keys)
+
+
+def _load(file: Path | io.BytesIO, where: str = "") -> Any:
+    """An array, mapped where it lies in a file, or an opened .npz; objects are never unpickled."""
+    try:
+        return np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
+    except _BAD_FILE as error:
+        raise DataError(f"{where or file} (data.path) is no NumPy file that can be read: {error}") from error
+
+
+def _refuse_split(split: str | None, where: str) -> None:
+    if split is not None:
+        raise DataError(
+            f"data.split is {split!r}, but {where} (data.path) is one array; remove data.split, or give "
+            f"an .npz file of x_train, y_train, x_test and y_test"
+        )
+
+
+def _mapping(images: Array, pixels: NDArray[np.uint8], file: Path) -> MappedFile | None:
+    """Where the pixels lie, if they are those of the mapped file as they are."""
+    if not isinstance(images, np.memmap) or not np.may_share_memory(images, pixels):
+        return None
+    return MappedFile(str(file.resolve()), int(images.offset), pixels.shape)
+
+
+def _unlabelled(count: int) -> NDArray[np.int64]:
+    return np.full(count, UNLABELLED, dtype=np.int64)
+
+
+def checked_pixels(images: Array, where: str) -> NDArray[np.uint8]:
+    """Images as uint8 [N, H, W, 1 or 3], contiguous, without a copy where they are so; raises DataError.
+
+    Accepts uint8 [N, H, W], [N, H, W, 1 or 3] and, where no side could be mistaken for it, [N, 1 or 3, H, W].
+    """
+    if images.dtype != np.uint8:
+        remedy = "multiply values in [0, 1] by 255, round and convert: (x * 255).round().astype('uint8')"
+        raise DataError(
+            f"{where} (data.path) holds {images.dtype}, not uint8 pixels"
+            + (f"; {remedy}" if images.dtype.kind == "f" else "; convert it to uint8 values 0 to 255")
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    elif images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
+        images = np.moveaxis(images, 1, 3)
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
+        raise DataError(
+            f"{where} (data.path) has shape {list(images.shape)}; it must be [N, H, W], [N, H, W, 1 or 3] or "
+            f"[N, 1 or 3, H, W], and hold at least one image"
+        )
+    return np.ascontiguousarray(images)
+
+
+def checked_labels(labels: Any, count: int, where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels [N] and class names from whole numbers (-1: none) or names, [N] or [N, 1]; raises DataError.
+
+    Numbers stand for themselves, whichever of them occur; names are numbered in alphabetical order.
+    """
+    given = np.asarray(labels)
+    if given.ndim == 2 and given.shape[1] == 1:
+        given = given[:, 0]
+    if given.shape != (count,):
+        raise DataError(f"{where} has shape {list(given.shape)}; the labels of {count} images are [{count}]")
+    if given.dtype.kind in "US":
+        named, numbers = np.unique(given.astype(str), return_inverse=True)
+        return numbers.astype(np.int64), tuple(str(name) for name in named)
+    if given.dtype.kind not in "iu":
+        raise DataError(f"{where} holds {given.dtype}; labels must be whole numbers or names")
+    low, high = (int(given.min()), int(given.max())) if count else (0, -1)
+    if low < UNLABELLED or high >= _MOST_CLASSES:
+        raise DataError(
+            f"{where} holds labels from {low} to {high}; they must be class numbers from 0 on, or -1 for none"
+        )
+    return given.astype(np.int64), tuple(str(number) for number in range(high + 1))
+
+
+# --- .npz
+
+
+def _of_npz(opened: Any, split: str | None, where: str) -> Source:
+    try:
+        with opened as arrays:
+            return source_of_arrays(arrays, split, name=Path(where).stem, where=where)
+    except (*_BAD_FILE, zlib.error) as error:
+        raise DataError(f"{where} (data.path) cannot be read: {error}") from error
+
+
+def source_of_arrays(arrays: Mapping[str, Array], split: str | None, *, name: str, where: str) -> Source:
+    """The images among named arrays; without a split, those of all parts. Raises DataError listing them."""
+    names = {entry.lower(): entry for entry in arrays}
+    whole = _first(names, _IMAGES)
+    if whole is not None and split is None:
+        parts = every = [("", whole, _first(names, _LABELS))]
+    else:
+        parts, every = _divided(names, split), _divided(names, None)
+    if not parts:
+        divided = "x_train, train_images, x_test, val_images and so on"
+        allowed = (
+            f"{', '.join(_IMAGES)}; or {divided}" if split is None else f"{divided}, by data.split {split!r}"
+        )
+        raise DataError(
+            f"{where} (data.path) holds {', '.join(arrays) or 'nothing'}; images must be named {allowed}"
+        )
+    return _joined(arrays, parts, every, name=name, where=where)
+
+
+Part = tuple[str, str, str | None]
+"""A part's name, and the names of its images and labels."""
+
+
+def _divided(names: Mapping[str, str], split: str | None) -> list[Part]:
+    """The parts of a split, or all there are."""
+    wanted = (
+        [_PARTS[split]] if split is not None else [(part,) for group in _PARTS.values() for part in group]
+    )
+    found: list[Part] = []
+    for group in wanted:
+        for part in group:
+            images = _first(names, _of_part(_IMAGES, part))
+            if images is not None:
+                found.append((part, images, _first(names, _of_part(_LABELS, part))))
+                break
+    return found
+
+
+def _of_part(names: tuple[str, ...], part: str) -> tuple[str, ...]:
+    return tuple(each for name in names for each in (f"{name}_{part}", f"{part}_{name}"))
+
+
+def _first(names: Mapping[str, str], candidates: tuple[str, ...]) -> str | None:
+    return next((names[candidate] for candidate in candidates if candidate in names), None)
+
+
+def _joined(
+    arrays: Mapping[str, Array], parts: list[Part], every: list[Part], *, name: str, where: str
+) -> Source:
+    """The images of `parts`; `every` part counts for the numbers of the classes."""
+    pixels = [checked_pixels(arrays[images], f"{images!r} in {where}") for _, images, _ in parts]
+    sizes = {part: len(each) for (part, _, _), each in zip(parts, pixels, strict=True)}
+    given: dict[str, Array] = {}
+    for part, _, named in every:
+        if named is not None:
+            given[part] = np.asarray(arrays[named]).reshape(-1)
+            checked_labels(given[part], sizes.get(part, len(given[part])), f"{named!r} in {where}")
+    labels = _unlabelled(sum(sizes.values()))
+    if not given:
+        return joined_arrays(name, pixels, labels, (), parts=list(sizes), where=where)
+    numbers, classes = checked_labels(
+        np.concatenate(list(given.values())), sum(map(len, given.values())), where
+    )
+    ends = np.cumsum([len(each) for each in given.values()])
+    of_part = dict(zip(given, np.split(numbers, ends[:-1]), strict=True))
+    labels = np.concatenate([of_part.get(part, _unlabelled(size)) for part, size in sizes.items()])
+    return joined_arrays(name, pixels, labels, classes, parts=list(sizes), where=where)
+
+
+def joined_arrays(
+    name: str,
+    pixels: list[NDArray[np.uint8]],
+    labels: NDArray[np.int64],
+    classes: tuple[str, ...],
+    *,
+    parts: list[str],
+    where: str,
+) -> ArraySource:
+    """One source over the images of several parts; keys are `PART/12`, or `NAME/12` for a part without a
+    name. Raises DataError when the parts' images differ in size."""
+    shapes = sorted({each.shape[1:] for each in pixels})
+    if len(shapes) > 1:
+        raise DataError(f"{where} (data.path) holds images of different sizes, {shapes}; set data.split")
+    if len(pixels) == 1:
+        keys: Numbered | list[str] = Numbered(f"{parts[0] or name}/", len(pixels[0]))
+        return ArraySource(name, pixels[0], labels=labels, classes=classes, keys=keys)
+    keys = [f"{part}/{row}" for part, each in zip(parts, pixels, strict=True) for row in range(len(each))]
+    return ArraySource(name, np.concatenate(pixels), labels=labels, classes=classes, keys=keys)

@@ -1,0 +1,185 @@
+"""Data sets of Hugging Face's `datasets`: an object, or a folder that `save_to_disk` wrote."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from multiprocessing.context import get_spawning_popen
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from belvedere.core.errors import DataError, MissingPackageError
+from belvedere.data.decode import UnreadableImage
+from belvedere.data.sources.columns import LABEL_COLUMNS, columns_of
+from belvedere.data.sources.indexed import numbered_classes
+from belvedere.data.sources.mapped import shared_folder
+from belvedere.data.sources.source import SHARED_BYTES, UNLABELLED, Source
+
+PREFIX = "hf:"
+_SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid")}
+_ROWS_AT_ONCE = 4096
+_TOLD_BY = "a datasets.Dataset"
+
+
+def open_huggingface(path: str, split: str | None) -> Source:
+    """The data set in the folder of `hf:DIR`, as `Dataset.save_to_disk` wrote it; nothing is downloaded.
+
+    split: which one of a DatasetDict; all of them without. Raises DataError, or MissingPackageError without
+    `datasets`.
+    """
+    datasets = _package()
+    folder = Path(path.removeprefix(PREFIX)).expanduser()
+    if not folder.is_dir():
+        raise DataError(
+            f"data.path is {path!r}, and there is no such folder; {PREFIX} takes a folder that save_to_disk "
+            f"wrote (nothing is downloaded)"
+        )
+    try:
+        loaded = datasets.load_from_disk(str(folder.resolve()))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{folder} (data.path) is no folder that save_to_disk wrote, or is damaged: "
+            f"{' '.join(str(error).split())}; for Parquet files, leave out {PREFIX}"
+        ) from error
+    return from_huggingface(loaded, split=split, name=folder.resolve().name)
+
+
+def from_huggingface(dataset: Any, *, split: str | None = None, name: str | None = None) -> Source:
+    """The images of a `datasets.Dataset`, or of a DatasetDict's split (all of its splits without one).
+
+    Images are taken as they are stored, in its column of images (`image`, `img`, or the only one), labels
+    from `label`, `labels` or `fine_label`. Raises DataError for other objects, columns or splits.
+    """
+    datasets = _package()
+    if isinstance(dataset, datasets.DatasetDict):
+        parts = _parts(dataset, split)
+        if len({str(part.features) for part in parts.values()}) > 1:
+            raise DataError(f"the splits {', '.join(parts)} have different columns; set data.split")
+        dataset = datasets.concatenate_datasets(list(parts.values()))
+    elif split is not None:
+        raise DataError(
+            f"data.split is {split!r}, but this is one data set without splits; remove data.split"
+        )
+    if not isinstance(dataset, datasets.Dataset):
+        kind = type(dataset).__name__
+        remedy = "; a streamed data set has no random access" if "Iterable" in kind else ""
+        raise DataError(f"{kind} is not {_TOLD_BY} or a DatasetDict{remedy}")
+    if not len(dataset):
+        raise DataError("the data set holds no image")
+    return _HuggingFaceSource(dataset, name or getattr(dataset.info, "dataset_name", None) or "huggingface")
+
+
+def _package() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingPackageError(
+            f"Hugging Face data sets need a package that is not installed: pip install datasets ({error})"
+        ) from error
+    return datasets
+
+
+def _parts(dataset: Any, split: str | None) -> dict[str, Any]:
+    """The splits that are wanted, in their order."""
+    if split is None:
+        return dict(dataset)
+    found = next((name for name in _SPLITS[split] if name in dataset), None)
+    if found is None:
+        raise DataError(f"data.split is {split!r}, but the data set has only {', '.join(dataset)}")
+    return {found: dataset[found]}
+
+
+class _HuggingFaceSource:
+    """Rows of a data set, by number; its own files are mapped into memory, by it."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        import datasets
+
+        self.name = name
+        schema = dataset.with_format("arrow").features.arrow_schema
+        self._column, label, _ = columns_of(schema, "the data set")
+        wanted = [self._column] if label is None else [self._column, label]
+        table = dataset.select_columns(wanted)
+        if isinstance(table.features[self._column], datasets.Image):
+            table = table.cast_column(self._column, datasets.Image(decode=False))
+        self.labels, self.classes = _labelled(table, label)
+        self._rows = table.select_columns([self._column]).with_format(None)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def key(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return f"{self.name}/{index}"
+
+    def stored(self, index: int) -> bytes:
+        key = self.key(index)
+        try:
+            image = self._rows[index][self._column]
+            data = image.get("bytes") if isinstance(image, dict) else image
+            path = image.get("path") if isinstance(image, dict) else None
+            if not data and path:
+                data = Path(path).read_bytes()
+        except OSError as error:
+            raise UnreadableImage(key, f"cannot be read: {error.strerror or error}") from error
+        except Exception as error:  # a table whose file is gone or damaged makes Arrow raise many things
+            raise UnreadableImage(key, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        if not data:
+            raise UnreadableImage(key, "the row holds no image")
+        return bytes(data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        in_memory = not self._rows.cache_files and self._rows.data.nbytes > SHARED_BYTES
+        if in_memory and get_spawning_popen() is not None:  # on the way to a worker
+            self._rows = _on_disk(self._rows, self)
+        return self.__dict__
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(f"{len(self)} {self.classes}".encode(), digest_size=16)
+        for sizes in _stored_sizes(self._rows, self._column):
+            digest.update(sizes.tobytes())
+        digest.update(self.labels.tobytes())
+        return digest.hexdigest()
+
+
+def _on_disk(rows: Any, owner: Any) -> Any:
+    """The same rows in files that processes map, kept for as long as `owner`."""
+    folder = str(shared_folder(rows.data.nbytes, owner))
+    rows.save_to_disk(folder)
+    return _package().load_from_disk(folder)
+
+
+def _stored_sizes(rows: Any, column: str) -> Iterator[NDArray[np.int64]]:
+    """Bytes of each image (-1: it is in a file of its own), without reading them."""
+    import pyarrow.compute as pc
+    import pyarrow.types as types
+
+    for table in rows.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
+        images = table.column(column)
+        if types.is_struct(images.type):
+            images = pc.struct_field(images, "bytes")
+        sizes = pc.fill_null(pc.binary_length(images), -1)
+        yield np.asarray(sizes.to_numpy(), dtype=np.int64)
+
+
+def _labelled(table: Any, label: str | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels [N] and the names of the classes."""
+    if label is None:
+        return np.full(len(table), UNLABELLED, dtype=np.int64), ()
+    column = table.select_columns([label]).with_format("arrow")[:].column(label)
+    names = getattr(table.features[label], "names", None)
+    given = [None if each is None else str(each) for each in column.to_pylist()]
+    texts = sorted({each for each in given if each is not None})
+    classes = list(names) if names else numbered_classes(texts, "the data set")
+    if classes is None:
+        number = {text: at for at, text in enumerate(texts)}
+        labels = [UNLABELLED if each is None else number[each] for each in given]
+        return np.array(labels, dtype=np.int64), tuple(texts)
+    numbers = np.array([UNLABELLED if each is None else int(each) for each in given], dtype=np.int64)
+    if numbers.min() < UNLABELLED or numbers.max() >= len(classes):
+        raise DataError(f"column {label!r} of {LABEL_COLUMNS} holds labels outside 0..{len(classes) - 1}")
+    return numbers, tuple(classes)

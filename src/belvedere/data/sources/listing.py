@@ -1,0 +1,170 @@
+"""A list of image files, as text, CSV or JSON lines, with labels or without."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from belvedere.core.errors import BelvedereError, DataError, MissingPackageError
+from belvedere.data.decode import UnreadableImage
+from belvedere.data.sources.access import ReadError, fetched_whole, is_url
+from belvedere.data.sources.index import Index, IndexWriter, open_index
+from belvedere.data.sources.lines import Line, Mistake, read_lines
+from belvedere.data.sources.local import read_file
+
+LISTS = frozenset({".txt", ".csv", ".tsv", ".jsonl"})
+_LISTED = 10
+_HELD_OUT = ("test", "val", "validation")  # the first of them that a list knows is `split: test`
+
+
+class ListSource:
+    """The files that a list names, in its order.
+
+    Relative names start at `folder`, where the list lies; names with `://` are read through fsspec. Whether a
+    file is there shows when it is read.
+    """
+
+    def __init__(self, name: str, folder: Path, index: Index) -> None:
+        self.name, self.folder, self.index = name, folder, index
+        self.classes, self.labels = index.classes, index.labels
+
+    def __reduce__(self) -> tuple[Callable[..., ListSource], tuple[str, Path, Index]]:
+        return ListSource, (self.name, self.folder, self.index)  # the arrays are the index's, which is mapped
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def key(self, index: int) -> str:
+        return self.index.names[index]
+
+    def stored(self, index: int) -> bytes:
+        key = self.index.names[index]
+        return _fetched(key) if is_url(key) else read_file(os.path.join(self.folder, key), key)
+
+    def fingerprint(self) -> str:
+        """Over names and labels."""
+        return self.index.fingerprint
+
+
+def open_list(path: Path, split: str | None) -> ListSource:
+    """The images that a list names: `.txt`, one a line; `.csv` or `.tsv` with a header, or `.jsonl`, with
+    `file` (or `path`), and perhaps `label` and `split`.
+
+    split: only for a list that says it of every image; `test` is `test`, or else `val` or `validation`. An
+    empty label is none. Raises DataError naming all mistakes together, with their lines, and
+    MissingPackageError for URLs that need a package.
+    """
+    path = Path(os.path.abspath(path))
+    identity = {"kind": "list", "path": str(path), "split": split}
+    index = open_index(identity, lambda writer: _find(path, split, writer), describe=str(path))
+    for scheme in index.meta["schemes"]:
+        _check_scheme(scheme, path)
+    return ListSource(path.name, path.parent, index)
+
+
+def _find(path: Path, split: str | None, writer: IndexWriter) -> None:
+    """Write down what a list names."""
+    mistakes, hashes = _Mistakes(), array("q")
+    try:
+        writer.stamp(path)
+        divided = _write_down(path, split, writer, mistakes=mistakes, hashes=hashes)
+        if split is not None and hashes and not divided:
+            raise DataError(
+                f"data.split is {split!r}, but {path} (data.path) says no split of its images; "
+                f"remove data.split, or add a column `split`"
+            )
+        _name_repeated(path, hashes, mistakes)
+    except OSError as error:
+        raise DataError(f"{path} (data.path) cannot be read: {error.strerror or error}") from error
+    mistakes.raise_all(path)
+    if writer.count == 0:
+        what = "lists no image" if not hashes else f"has no image of the split {split!r} (data.split)"
+        raise DataError(f"{path} (data.path) {what}")
+
+
+def _write_down(
+    path: Path, split: str | None, writer: IndexWriter, *, mistakes: _Mistakes, hashes: array[int]
+) -> bool:
+    """Write down the lines of one part, and the hashes of all names; returns whether any line says a part."""
+    part = split if split != "test" else _held_out(path)
+    divided, schemes = False, set()
+    for line in read_lines(path):
+        if isinstance(line, Mistake):
+            mistakes.add(line)
+            continue
+        hashes.append(hash(line.file))
+        divided = divided or line.split is not None
+        if split is not None and line.split is None:
+            mistakes.add(Mistake(line.number, f"{line.file!r} has no split, but data.split is {split!r}"))
+        elif part is None or line.split == part:
+            writer.add(line.file, label=line.label)
+            if is_url(line.file):
+                schemes.add(line.file.split("://")[0])
+        elif line.label is not None:  # the same numbers in every part
+            writer.declare([line.label])
+    writer.meta["schemes"] = sorted(schemes)
+    return divided
+
+
+def _held_out(path: Path) -> str:
+    """What the list calls the part that is not trained on."""
+    found = {line.split for line in read_lines(path) if isinstance(line, Line)}
+    return next((name for name in _HELD_OUT if name in found), _HELD_OUT[0])
+
+
+def _name_repeated(path: Path, hashes: array[int], mistakes: _Mistakes) -> None:
+    """Find the names that come again by the hashes [N] of all, so that a million names are not held."""
+    values, counts = np.unique(np.frombuffer(hashes, dtype=np.int64), return_counts=True)
+    again = set(values[counts > 1].tolist())
+    if not again:
+        return
+    first: dict[str, int] = {}
+    for line in read_lines(path):
+        if isinstance(line, Line) and hash(line.file) in again:
+            before = first.setdefault(line.file, line.number)
+            if before != line.number:
+                mistakes.add(Mistake(line.number, f"{line.file!r} again, after line {before}"))
+
+
+class _Mistakes:
+    """The first mistakes, and how many there are."""
+
+    def __init__(self) -> None:
+        self._first: list[Mistake] = []
+        self._count = 0
+
+    def add(self, mistake: Mistake) -> None:
+        self._count += 1
+        if len(self._first) < _LISTED:
+            self._first.append(mistake)
+
+    def raise_all(self, path: Path) -> None:
+        if not self._count:
+            return
+        listed = "".join(f"\n  line {number}: {text}" for number, text in self._first)
+        more = f"\n  and {self._count - _LISTED} more" if self._count > _LISTED else ""
+        raise DataError(f"{path} (data.path) is no list of images:{listed}{more}")
+
+
+def _check_scheme(scheme: str, path: Path) -> None:
+    import fsspec  # slow to import, rarely needed
+
+    what = f"{path} (data.path) names files by {scheme}://, "
+    try:
+        fsspec.get_filesystem_class(scheme.split("::")[-1])
+    except ValueError as error:
+        raise DataError(what + "which fsspec does not know") from error
+    except ImportError as error:
+        raise MissingPackageError(f"{what}which needs a package: {error}") from error
+
+
+def _fetched(url: str) -> bytes:
+    """What lies at a URL; raises UnreadableImage."""
+    try:
+        return fetched_whole(url)
+    except (ReadError, BelvedereError) as error:
+        raise UnreadableImage(url, str(error).removeprefix(f"{url} ")) from error

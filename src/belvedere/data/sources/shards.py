@@ -1,0 +1,233 @@
+"""Images in tar files, WebDataset's shards or plain ones, read in place."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from belvedere.core.counting import Counting
+from belvedere.core.errors import DataError
+from belvedere.data.sources.access import ReadError, Stretches, file_system, is_url, remote_version, size_of
+from belvedere.data.sources.index import Index, IndexWriter, open_index
+from belvedere.data.sources.indexed import (
+    LARGEST_BYTES,
+    NUMBER,
+    IndexedSource,
+    numbered_classes,
+    rows_of_split,
+    value,
+)
+from belvedere.data.sources.layout import Layout, folder_of, layout_of, part_of_file, short_names
+from belvedere.data.sources.members import SPARSE, Image, samples
+from belvedere.data.sources.names import encode_name
+from belvedere.data.sources.source import UNLABELLED
+
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_BESIDE = (".json", ".txt", ".md", ".yaml", ".tsv", ".idx")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST_SHARDS = 1_000_000
+_KEPT_FROM = 1_000  # finding members reads every shard through
+
+
+def is_tar_folder(folder: Path) -> bool:
+    """Whether there are .tar files in the folder, and nothing else visible but what describes them."""
+    found = False
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith((".tar", *COMPRESSED)):
+                found = True
+            elif not entry.name.startswith(".") and not entry.name.lower().endswith(_BESIDE):
+                return False
+    return found
+
+
+def open_tar(path: str, split: str | None) -> IndexedSource:
+    """The images of tar files: one, a folder of them, a glob, or `data-{000000..000099}.tar`; also of a URL.
+
+    Labels are those of the samples; where none has any, those of the folders in the tar files. Parts are
+    those of the shards' names (`train-000000.tar`), else of the folders in them. Raises DataError.
+    """
+    shards = _shards(path)
+    identity = {"kind": "tar", "shards": shards, "remote": [remote_version(each) for each in shards]}
+
+    def build(writer: IndexWriter) -> None:
+        for shard in shards:
+            if not is_url(shard):
+                writer.stamp(shard)
+        _build(writer, shards, path)
+
+    try:
+        index = open_index(identity, build, describe=path, kept_from=_KEPT_FROM)
+    except OSError as error:
+        raise DataError(f"{path} (data.path) cannot be read: {error}") from error
+    name = Path(shards[0]).stem if len(shards) == 1 else Path(path.rstrip("/")).stem
+    return rows_of_split(name, index, TarReader(), split=split, where=path)
+
+
+# --- which shards
+
+
+def _shards(path: str) -> list[str]:
+    """The tar files that a path names, absolute; raises DataError for none, missing or compressed ones."""
+    remote = is_url(path)
+    wanted = list(expanded(path if remote else str(Path(path).expanduser().absolute())))
+    found: list[str] = []
+    for each in wanted:
+        found += _globbed(each) if glob.has_magic(each) else _listed(each)
+    packed = [each for each in found if each.lower().endswith(COMPRESSED)]
+    if packed:
+        raise DataError(
+            f"{packed[0]} (data.path) is compressed, so no image in it can be read without all before it; "
+            f"decompress it (gunzip, bunzip2, unxz, unzstd): images hardly shrink anyway"
+        )
+    if not found:
+        raise DataError(f"data.path is {path!r}, which names no .tar file")
+    missing = [each for each in found if not remote and not Path(each).is_file()]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(f"data.path is {path!r}; missing: {', '.join(missing[:5])}{more}")
+    return found
+
+
+def _globbed(pattern: str) -> list[str]:
+    if not is_url(pattern):
+        return sorted(glob.glob(pattern))
+    system, inner = file_system(pattern)
+    return sorted(system.unstrip_protocol(each) for each in system.glob(inner))
+
+
+def _listed(path: str) -> list[str]:
+    if is_url(path) or not Path(path).is_dir():
+        return [path]
+    return sorted(str(each) for each in Path(path).iterdir() if each.name.endswith((".tar", *COMPRESSED)))
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """What the braces of a shell stand for: `{00..12}` (zeros kept) and `{a,b}`, one after another.
+
+    Raises DataError for too many.
+    """
+    match = _BRACES.search(pattern)
+    if match is None:
+        yield pattern
+        return
+    head, body, tail = pattern[: match.start()], match.group(1), pattern[match.end() :]
+    span = _RANGE.fullmatch(body)
+    if span is None:
+        choices: Any = body.split(",")
+    else:
+        first, last = int(span.group(1)), int(span.group(2))
+        if last - first >= _MOST_SHARDS:
+            raise DataError(f"data.path names {last - first + 1} files: {pattern!r}")
+        width = len(span.group(1)) if span.group(1).startswith("0") else 0
+        choices = (f"{number:0{width}}" for number in range(first, last + 1))
+    for choice in choices:
+        yield from expanded(f"{head}{choice}{tail}")
+
+
+# --- what is in them
+
+
+class _Found:
+    """The images of all shards in flat arrays, until all their labels and folders are known.
+
+    shard, offset, size: [N]; text, folder: [N], numbers of `texts` (-1: no label) and `folders`.
+    """
+
+    def __init__(self) -> None:
+        self._names, self._ends = bytearray(), array("q", [0])
+        self.shard, self.offset, self.size = array("q"), array("q"), array("q")
+        self.text, self.folder = array("q"), array("q")
+        self.texts: dict[str, int] = {}
+        self.folders: dict[str, int] = {}
+
+    def add(self, image: Image, shard: int, text: str | None) -> None:
+        self._names += encode_name(image.name)
+        self._ends.append(len(self._names))
+        self.shard.append(shard)
+        self.offset.append(image.offset)
+        self.size.append(image.size)
+        self.text.append(-1 if text is None else self.texts.setdefault(text, len(self.texts)))
+        self.folder.append(self.folders.setdefault(folder_of(image.name), len(self.folders)))
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def name(self, row: int) -> str:
+        return self._names[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogateescape")
+
+
+def _build(writer: IndexWriter, shards: list[str], where: str) -> None:
+    """Add the images of all shards, part by part."""
+    found = _Found()
+    with Counting(f"reading through {where}", unit="images") as counting:
+        for number, shard in enumerate(shards):
+            for image, text in samples(shard, note=writer.note):
+                found.add(image, number, text)
+                counting.update(len(found))
+    if not len(found):
+        raise DataError(f"{where} (data.path) holds no image file")
+    layout = layout_of(found.folders)
+    # by folder and by text; the last one is what -1 stands for
+    of_folder = [layout.label(folder) for folder in found.folders]
+    of_text: list[str | None] = [*found.texts, None]
+    writer.meta = {
+        "shards": shards,
+        "sizes": [None if is_url(shard) else size_of(shard) for shard in shards],
+        "classes": numbered_classes(list(found.texts), where),
+        "parts": {},
+    }
+    names = short_names(shards, ".tar")
+    for part, rows in _by_part(found, shards, layout):
+        first = writer.count
+        for row in rows.tolist():
+            label = of_text[found.text[row]] if found.texts else of_folder[found.folder[row]]
+            prefix = f"{names[found.shard[row]]}/" if len(shards) > 1 else ""
+            _add(writer, found, row, name=prefix + found.name(row), label=label)
+        if part:
+            writer.meta["parts"][part] = [first, writer.count]
+
+
+def _by_part(found: _Found, shards: list[str], layout: Layout) -> Iterator[tuple[str, NDArray[np.intp]]]:
+    """Each part with its rows: by the folders in the shards if these are divided, else by shards' names."""
+    of_shard = [part_of_file(shard) for shard in shards]
+    by_shard = not layout.parts and all(of_shard)
+    parts = of_shard if by_shard else [layout.part(folder) for folder in found.folders]
+    numbers = np.array(found.shard if by_shard else found.folder)
+    for part in sorted(set(parts)):
+        yield part, np.flatnonzero(np.array([each == part for each in parts])[numbers])
+
+
+def _add(writer: IndexWriter, found: _Found, row: int, *, name: str, label: str | None) -> None:
+    numbers = {}
+    if writer.meta["classes"] is not None:
+        numbers[NUMBER] = UNLABELLED if label is None else int(label)
+        label = None if numbers[NUMBER] == UNLABELLED else label
+    place = {"size": found.size[row], "offset": found.offset[row], "shard": found.shard[row]}
+    writer.add(name, label=label, **place, **numbers)
+
+
+class TarReader:
+    """Reads members of shards by the places that an index knows."""
+
+    def __init__(self) -> None:
+        self._stretches = Stretches()
+
+    def __call__(self, index: Index, row: int) -> bytes:
+        size, offset = value(index, "size", row), value(index, "offset", row)
+        if offset == SPARSE:
+            raise ReadError("is stored as a sparse file, which is not read; pack it again without --sparse")
+        if size > LARGEST_BYTES:
+            raise ReadError(f"has {size} bytes, more than {LARGEST_BYTES}, refused")
+        shard = value(index, "shard", row)
+        total = index.meta["sizes"][shard]
+        return self._stretches.read(index.meta["shards"][shard], offset, size, total=total)

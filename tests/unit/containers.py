@@ -1,0 +1,70 @@
+"""What the tests of archives, tables and arrays share: tiny images, and a loader over a source."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from multiprocessing.context import set_spawning_popen
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from belvedere.data.loader import Loader
+from belvedere.data.spec import DataSpec, Photometry, ViewSpec
+
+LONG_AGO = 1_000_000_000
+_LOOKS = Photometry(flip=0.5, jitter=None, gray=0.2, blur=None, solarize=0.1)
+_VIEW = ViewSpec(
+    count=2, px=8, scale=(0.3, 1.0), aspect=(0.75, 1.25), interpolation="bilinear", photometry=_LOOKS
+)
+_DATA = DataSpec(path=None, split=None, mean=(0.5,) * 3, std=(0.5,) * 3, max_bad_share=0.5)
+
+
+def image(seed: int, kind: str = "PNG") -> bytes:
+    """An encoded image of noise, 12 x 10 pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def old(*paths: Path) -> None:
+    """Let files look as if nobody had written to them lately, so that their times are trusted."""
+    for path in paths:
+        os.utime(path, (LONG_AGO, LONG_AGO))
+
+
+def again(source):
+    """What a loader worker gets of a source."""
+    return pickle.loads(pickle.dumps(source))
+
+
+def sent(source) -> tuple:
+    """What a process that is being started gets of a source, and how many bytes travel."""
+    set_spawning_popen(source)
+    try:
+        data = pickle.dumps(source)
+    finally:
+        set_spawning_popen(None)
+    return pickle.loads(data), len(data)
+
+
+def keys(source) -> list[str]:
+    return [source.key(index) for index in range(len(source))]
+
+
+def same_with_a_worker(source) -> None:
+    """Batches over a source are the same bits, whether this process reads it or another one."""
+    batches = []
+    for workers in (0, 1):
+        with Loader(
+            source, {"target": _VIEW}, data=_DATA, seed=1, global_batch=4, total_steps=3, workers=workers
+        ) as loader:
+            batches.append(list(loader))
+    for here, there in zip(*batches, strict=True):
+        assert torch.equal(here.views["target"], there.views["target"])
+        assert torch.equal(here.index, there.index)
+        assert torch.equal(here.label, there.label)
