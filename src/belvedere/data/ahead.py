@@ -17,13 +17,19 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
+from belvedere.core import machine
 from belvedere.core.errors import DataError
 from belvedere.data.fetch import Failed, Fetch, Fetched, Wanted
+from belvedere.data.handover import ByPipe
+from belvedere.data.room import AHEAD, fits_shared_memory, start_method
+from belvedere.data.sources.source import Source
 
-_AHEAD = 2
 _POLL_S = 0.1
+_SIGNS_OF_FULL_MEMORY = ("unable to allocate shared memory", "unable to mmap", "Bus error", "(shm)")
+_SIGNS_OF_DEATH = ("exited unexpectedly", "is killed by signal", *_SIGNS_OF_FULL_MEMORY)  # in torch's words
+_SIGKILL, _SIGBUS = -9, -int(getattr(signal, "SIGBUS", 7))  # as exit codes; Windows has neither
 
 
 class Ahead(Protocol):
@@ -38,7 +44,7 @@ class _Thread:
     """One background thread: torch and numpy release the interpreter lock while they compute."""
 
     def __init__(self, fetch: Fetch, wanted: Iterable[Wanted], *, pin: bool) -> None:
-        self._ready: queue.Queue[Fetched | Failed] = queue.Queue(maxsize=_AHEAD)
+        self._ready: queue.Queue[Fetched | Failed] = queue.Queue(maxsize=AHEAD)
         self._stop = threading.Event()
         # the thread must not refer to this object, or it would keep it alive
         self._thread = threading.Thread(
@@ -113,17 +119,17 @@ class _Workers:
 
     def __init__(self, fetch: Fetch, wanted: Iterable[Wanted], *, workers: int, pin: bool) -> None:
         loader: DataLoader[Any] = DataLoader(
-            cast(Any, fetch),
+            cast(Any, fetch if fits_shared_memory(fetch, workers) else ByPipe(fetch)),
             batch_size=None,
             sampler=cast(Any, wanted),
             num_workers=workers,
-            prefetch_factor=_AHEAD,
+            prefetch_factor=AHEAD,
             pin_memory=pin,
             multiprocessing_context=_context(),
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # or torch's global one would be drawn from
         )
-        with _main_module_hidden(type(fetch.source)):
+        with _main_module_hidden(fetch.source):
             self._batches: Any = iter(loader)
         # multiprocessing's own exit would wait for ever for workers that do not hear SIGTERM
         self._at_exit = partial(_close_if_alive, weakref.ref(self))
@@ -135,13 +141,16 @@ class _Workers:
         try:
             return cast("Fetched | Failed", next(self._batches))
         except (RuntimeError, EOFError, ConnectionError) as error:
-            if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
+            told = str(error)
+            if isinstance(error, RuntimeError) and not any(sign in told for sign in _SIGNS_OF_DEATH):
                 raise
-            why = " ".join(str(error).split()) or "killed"
-            raise DataError(
-                f"a loader worker ended ({why}); if the machine ran out of memory or of /dev/shm, "
-                f"lower run.workers"
-            ) from error
+            raise DataError(_why_ended(self._exit_codes(), told)) from error
+
+    def _exit_codes(self) -> list[int]:
+        """Those of the workers that have ended, negative for a signal."""
+        for process in self._batches._workers:
+            process.join(timeout=_POLL_S)  # what has died is not always known at once
+        return [process.exitcode for process in self._batches._workers if process.exitcode is not None]
 
     def close(self) -> None:
         batches, self._batches = self._batches, None
@@ -159,6 +168,24 @@ class _Workers:
     def __del__(self) -> None:
         if getattr(self, "_batches", None) is not None:
             self.close()
+
+
+def _why_ended(exit_codes: list[int], told: str) -> str:
+    """What happened to a worker, and what to do. told: torch's words."""
+    if _SIGKILL in exit_codes:
+        return (
+            "a loader worker ended: it was killed (SIGKILL), as the kernel does when memory runs out; lower "
+            "run.workers or train.global_batch, or give this machine or container more memory"
+        )
+    if _SIGBUS in exit_codes or any(sign in told for sign in _SIGNS_OF_FULL_MEMORY):
+        return (
+            f"a loader worker ended: a bus error, as when {machine.SHARED}, through which batches pass, is "
+            "full; lower run.workers, or set run.workers=0 to do without it, or give it more room (docker "
+            "run --shm-size=8g). A file that shrinks while it is read can be the reason too"
+        )
+    ended = [f"signal {-code}" if code < 0 else f"exit status {code}" for code in exit_codes if code]
+    why = ", ".join(ended) or " ".join(told.split()) or "no reason known"
+    return f"a loader worker ended ({why}); try run.workers=0, which shows errors where they happen"
 
 
 def _close_if_alive(workers: weakref.ref[_Workers]) -> None:
@@ -183,21 +210,20 @@ def _context() -> Any:
     Forking the training process would copy locks that its threads (torch, gloo, CUDA, progress) hold;
     spawning would load torch once per worker.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["belvedere.data.fetch"])
+    context = multiprocessing.get_context(start_method())
+    if start_method() == "forkserver":
+        context.set_forkserver_preload(["belvedere.data.ahead"])
     return context
 
 
 @contextmanager
-def _main_module_hidden(source_type: type) -> Iterator[None]:
+def _main_module_hidden(source: Source) -> Iterator[None]:
     """Start workers without running the user's script in them once more.
 
     A new process imports the main module, so a script without an `if __name__ == "__main__"` guard would
     train again inside its own worker. Workers need it only for a source that is defined there.
     """
-    if source_type.__module__ == "__main__":
+    if _defined_in_main(source):
         yield
         return
     main = sys.modules["__main__"]
@@ -208,11 +234,20 @@ def _main_module_hidden(source_type: type) -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+def _defined_in_main(source: Source) -> bool:
+    """Whether the class of a source, or of one it is made of, is defined in the user's script."""
+    parts: tuple[Source, ...] = getattr(source, "parts", ())
+    return type(source).__module__ == "__main__" or any(map(_defined_in_main, parts))
+
+
 def _start_worker(number: int) -> None:
     """One thread each, deaf to Ctrl-C and a scheduler's SIGTERM: the main process decides when to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+    worker = get_worker_info()
+    if worker is not None and isinstance(worker.dataset, Fetch):
+        worker.dataset.shares = True
     threading.Thread(target=_end_with_parent, name="belvedere-parent", daemon=True).start()
 
 

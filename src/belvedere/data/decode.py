@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +16,30 @@ from PIL import Image, UnidentifiedImageError
 
 from belvedere.core.errors import DataError
 
-PIXEL_LIMIT = 89_478_485
-"""Images of more pixels are refused: Pillow's own bound for what may be a decompression bomb."""
+_LIMIT_VARIABLE = "BELVEDERE_PIXEL_LIMIT"
+_USUAL_LIMIT = 89_478_485  # Pillow's own bound for what may be a decompression bomb
+
+
+def _pixel_limit(given: str | None) -> int:
+    if given is None:
+        return _USUAL_LIMIT
+    if not given.isascii() or not given.isdigit() or int(given) < 1:
+        raise DataError(f"{_LIMIT_VARIABLE} is {given!r}; it must be a number of pixels, at least 1")
+    return int(given)
+
+
+PIXEL_LIMIT = _pixel_limit(os.environ.get(_LIMIT_VARIABLE))
+"""Images of more pixels are refused by their header alone, before any memory is taken for them.
+
+Set the environment variable BELVEDERE_PIXEL_LIMIT to allow more, or fewer; loader workers inherit it.
+"""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
+"""The formats that are read, whatever a file is called. Pillow knows more, and some are no mere pictures: it
+hands EPS to an interpreter."""
 
 PLAIN = "RGB"
+_REFUSED = f", refused; make it smaller, or set {_LIMIT_VARIABLE}"
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 _ORIENTATION = 0x0112  # EXIF tag
 _LATE_EXIF = b"eXIf"  # a PNG may carry it behind its pixels
@@ -32,8 +54,12 @@ _TURNS = {
 }
 """How an orientation is undone."""
 
-# Pillow warns between its limit and twice its limit; `decode` refuses both, so the warning says nothing more.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of each oddity in a file as often as it is read; what matters is in the data report. Where
+# warnings are errors, they would make images unreadable.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or it would print where nobody set up logging
+if PIXEL_LIMIT > _USUAL_LIMIT:
+    Image.MAX_IMAGE_PIXELS = PIXEL_LIMIT  # Pillow refuses from twice its own limit on
 
 
 Pixels = NDArray[np.uint8]
@@ -78,9 +104,9 @@ def open_image(stored: bytes | Pixels, key: str) -> Opened:
     """Read the header of what a source stores; raises UnreadableImage.
 
     The rules for bytes: the first frame only; turned upright by EXIF; transparency on white; 16-bit gray
-    scaled by 255/65535; 32-bit and float gray from their own range (values in [0, 1] are taken as they are;
-    32-bit values within 0..65535 count as 16-bit); at most PIXEL_LIMIT pixels. `key` names the image in
-    errors.
+    scaled by 255/65535 (of 16-bit colours, Pillow keeps the upper half); 32-bit and float gray from their own
+    range (values in [0, 1] are taken as they are; 32-bit values within 0..65535 count as 16-bit); one of
+    FORMATS, at most PIXEL_LIMIT pixels. `key` names the image in errors.
     """
     if isinstance(stored, np.ndarray):
         return _Held(stored, key)
@@ -116,26 +142,31 @@ class _Encoded:
         if not data:
             raise UnreadableImage(key, "the file is empty")
         self._data, self._key = data, key
-        with _reasons(key):
-            self._image = Image.open(io.BytesIO(data))
+        with _reasons(key, data):
+            self._image = Image.open(io.BytesIO(data), formats=FORMATS)
             _refuse_size(self._image, key)
             self._orientation = _orientation(self._image, data)
+            self._turned = self._orientation != 1
+            if self._turned and self._image.format == "TIFF":
+                self._image.load()  # Pillow turns these itself
+                self._orientation = 1
         width, height = self._image.size
         self.height, self.width = (width, height) if self._orientation >= 5 else (height, width)
 
     def decoded(self, *, shrink: int = 1) -> Decoded:
-        with _reasons(self._key), self._image as image:
-            whole = image.size
-            if shrink > 1:
-                image.draft(image.mode, (max(1, whole[0] // shrink), max(1, whole[1] // shrink)))
-            used = shrink if image.size != whole else 1
+        with _reasons(self._key, self._data), self._image as image:
+            used = _draft(image, shrink)
+            expected = image.size
             image.load()
+            if image.size != expected:
+                raise UnreadableImage(self._key, f"says {expected} pixels, and holds {image.size}")
             notes = []
             if getattr(image, "is_animated", False):
                 notes.append("first of several frames")
             upright: Image.Image = image
             if self._orientation != 1:
                 upright = image.transpose(_TURNS[self._orientation])
+            if self._turned:
                 notes.append("turned by EXIF")
             rgb, mode = _to_rgb(upright, self._key)
             if mode != PLAIN:
@@ -143,22 +174,31 @@ class _Encoded:
             return Decoded(np.asarray(rgb), ", ".join(notes) or PLAIN, used)
 
 
+def _draft(image: Image.Image, shrink: int) -> int:
+    """Have a JPEG decoded to a part of its size, and say to which: 1 / `shrink`, or all of it."""
+    whole = image.size
+    if shrink == 1 or min(whole) < shrink:
+        return 1
+    image.draft(image.mode, (whole[0] // shrink, whole[1] // shrink))
+    return shrink if image.size != whole else 1
+
+
 @contextmanager
-def _reasons(key: str) -> Iterator[None]:
+def _reasons(key: str, data: bytes) -> Iterator[None]:
     """Anything that decoding raises, as UnreadableImage."""
     try:
         yield
     except UnreadableImage:
         raise
     except Image.DecompressionBombError as error:
-        raise UnreadableImage(key, f"more than {PIXEL_LIMIT} pixels are refused") from error
+        raise UnreadableImage(key, f"more than {PIXEL_LIMIT} pixels{_REFUSED}") from error
     except Exception as error:  # hostile bytes make Pillow's plugins raise nearly anything
-        raise UnreadableImage(key, _reason(error)) from error
+        raise UnreadableImage(key, _reason(error, data)) from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, data: bytes) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "no image format recognized"
+        return f"no image format recognized; it starts with {data[:12]!r}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -167,7 +207,7 @@ def _refuse_size(image: Image.Image, key: str) -> None:
     if width < 1 or height < 1:
         raise UnreadableImage(key, f"has no pixels ({width} x {height})")
     if width * height > PIXEL_LIMIT:
-        raise UnreadableImage(key, f"{width} x {height} is more than {PIXEL_LIMIT} pixels, refused")
+        raise UnreadableImage(key, f"{width} x {height} is more than {PIXEL_LIMIT} pixels{_REFUSED}")
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
@@ -184,19 +224,25 @@ def _orientation(image: Image.Image, data: bytes) -> int:
 def _to_rgb(image: Image.Image, key: str) -> tuple[Image.Image, str]:
     """The image in RGB, and a name of what it was."""
     mode = image.mode
+    if mode.startswith("I;16"):
+        values, clear = np.asarray(image).astype(np.int64), image.info.get("transparency")
+        if clear is None:
+            return _gray(_scaled_16(values)), "16-bit gray"
+        white = np.where(values == clear, 65535, values)
+        return _gray(_scaled_16(white)), "16-bit gray with transparency"
     if mode in _ALPHA_MODES or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         name = "palette with transparency" if mode in ("P", "PA") else f"{mode} with transparency"
-        return Image.alpha_composite(white, rgba).convert("RGB"), name
+        return Image.alpha_composite(paper, rgba).convert("RGB"), name
     if mode == PLAIN:
         return image, PLAIN
-    if mode.startswith("I;16"):
-        return _gray(_scaled_16(np.asarray(image).astype(np.int64))), "16-bit gray"
     if mode == "I":
         return _gray(_scaled_32(np.asarray(image).astype(np.int64))), "32-bit gray"
     if mode == "F":
-        return _gray(_scaled_float(np.asarray(image).astype(np.float64), key)), "float gray"
+        with np.errstate(invalid="ignore"):  # what is no number is refused by name
+            reals = np.asarray(image).astype(np.float64)
+        return _gray(_scaled_float(reals, key)), "float gray"
     names = {"L": "gray", "P": "palette", "1": "1-bit"}
     return image.convert("RGB"), names.get(mode, mode)
 

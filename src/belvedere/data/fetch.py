@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -88,6 +89,14 @@ class Fetch:
         self.dtype, self.finished, self.replaced = dtype, finished, dict(replaced)
         self.steps_per_epoch = steps_per_epoch(len(source), order.global_batch)
         self.rows = rows_of(order.global_batch, rank=order.rank, world_size=order.world_size)
+        self.shares = False  # whether views are to lie in memory that the training process sees too
+        self._room: dict[str, Tensor] = {}  # crops that nobody sees but the next stage
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of the views or crops of one batch."""
+        value = self.dtype.itemsize if self.finished else 1
+        return sum(spec.count * len(self.rows) * 3 * spec.px**2 * value for spec in self.views.values())
 
     @property
     def usual_kind(self) -> str:
@@ -124,7 +133,10 @@ class Fetch:
             crops = self._from_each(keys, where, batch)
         for role in self.views:
             if self.finished:
-                views = finish(crops[role], batch.rows.pop(role), data=self.data, dtype=self.dtype)
+                rows, place = batch.rows.pop(role), None
+                if self.shares:
+                    place = _shared((*crops[role].shape[:2], 3, *crops[role].shape[3:]), self.dtype)
+                views = finish(crops[role], rows, data=self.data, dtype=self.dtype, out=place)
                 batch.views[role] = views
             else:
                 batch.views[role] = crops[role]
@@ -153,7 +165,7 @@ class Fetch:
         sizes = np.array([(image.opened.height, image.opened.width) for image in reading], dtype=np.int64)
         for role, spec in self.views.items():
             batch.rows[role] = draw(spec, keys[role], where, sizes)
-        crops = {role: empty_crops(spec, len(reading)) for role, spec in self.views.items()}
+        crops = {role: self._empty_crops(role, len(reading)) for role in self.views}
         for row, image in enumerate(reading):
             decoded = None
             while decoded is None:
@@ -168,6 +180,22 @@ class Fetch:
             image.close()
         batch.index = torch.tensor([image.used for image in reading], dtype=torch.int64)
         return crops
+
+    def _empty_crops(self, role: str, num_images: int) -> Tensor:
+        """Room for the crops of one role: used again for every batch where they are finished here."""
+        if not self.finished:
+            empty = empty_crops(self.views[role], num_images)
+            return _shared(tuple(empty.shape), empty.dtype) if self.shares else empty
+        if role not in self._room or self._room[role].shape[1] != num_images:
+            self._room[role] = empty_crops(self.views[role], num_images)
+        return self._room[role]
+
+
+def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An empty tensor in memory that another process can map, so that nobody has to copy it later."""
+    count = math.prod(shape)
+    shared: torch.UntypedStorage = torch.UntypedStorage._new_shared(count * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(shared, 0, (count,), (1,)).view(shape)
 
 
 class _Reading:

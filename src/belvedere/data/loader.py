@@ -13,8 +13,10 @@ from belvedere.data.batch import Batch
 from belvedere.data.fetch import Failed, Fetch, Fetched, Order, Wanted
 from belvedere.data.order import epoch_order
 from belvedere.data.report import DataReport
+from belvedere.data.room import remarks, waiting_remark
 from belvedere.data.sources.source import Source
 from belvedere.data.spec import DataSpec, ViewSpec
+from belvedere.data.views import native
 from belvedere.data.views.render import finish
 
 _MIN_BAD = 8  # a share of fewer bad images says nothing
@@ -74,6 +76,9 @@ class Loader:
         self._source, self._data, self._workers = source, data, workers
         self._dtype, self._device = dtype, device
         self._num_bad = 0
+        self._first: tuple[float, float] | None = (
+            None  # when the first batch came, and what it was waited for
+        )
         self._ahead: Ahead | None = None
         self._fetch = Fetch(
             source,
@@ -88,6 +93,18 @@ class Loader:
     @property
     def steps_per_epoch(self) -> int:
         return self._fetch.steps_per_epoch
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know of these workers on this machine, before the first batch."""
+        return remarks(self._fetch, self._workers)
+
+    def waiting_remark(self) -> str | None:
+        """What to change if much of the time since the first batch went into waiting; asked at the end."""
+        if self._first is None:
+            return None
+        since, waited_s = self._first
+        return waiting_remark(self.waited_s - waited_s, time.perf_counter() - since, self._workers)
 
     def __len__(self) -> int:
         return max(0, self.total_steps - self.start_step)
@@ -106,6 +123,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         self.close()
+        native.warn_if_missing()
         steps = range(self.start_step, self.total_steps)
         wanted = _Asked(self._fetch, steps)
         pin = self._device.type == "cuda"
@@ -118,7 +136,10 @@ class Loader:
             for _ in steps:
                 start = time.perf_counter()
                 fetched = next(ahead)
-                self.waited_s += time.perf_counter() - start
+                now = time.perf_counter()
+                self.waited_s += now - start
+                if self._first is None:  # what it takes to start workers is no measure of the rest
+                    self._first = (now, self.waited_s)
                 if isinstance(fetched, Failed):
                     raise fetched.error
                 self._note(fetched)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import zlib
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,14 @@ class DataReport:
         self._reasons: dict[int, str] = {}
 
     def record(self, index: int, kind: str = PLAIN) -> None:
-        """Image `index` was read, and was of this kind."""
+        """Image `index` was read, and was of this kind. One that could not be read once stays so."""
+        if index not in self._reasons:
+            self._codes[index] = self._code(kind)
+
+    def _code(self, kind: str) -> int:
         if kind not in self._kinds:
             self._kinds.append(kind)
-        self._codes[index] = self._kinds.index(kind) + 2
+        return self._kinds.index(kind) + 2
 
     def fail(self, index: int, reason: str) -> None:
         """Image `index` could not be read."""
@@ -37,10 +43,27 @@ class DataReport:
     def merge(self, other: DataReport) -> None:
         """Add what another report of the same source knows."""
         for code, kind in enumerate(other._kinds, start=2):
-            for index in np.flatnonzero(other._codes == code):
-                self.record(int(index), kind)
-        for failed, reason in other._reasons.items():
+            self._codes[other._codes == code] = self._code(kind)
+        for failed, reason in (self._reasons | other._reasons).items():
             self.fail(failed, reason)
+
+    def state(self) -> dict[str, Any]:
+        """All it knows, as JSON can hold it: what a checkpoint keeps."""
+        return {
+            "codes": base64.b85encode(zlib.compress(self._codes.tobytes(), 1)).decode("ascii"),
+            "kinds": list(self._kinds),
+            "reasons": {str(index): reason for index, reason in sorted(self._reasons.items())},
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> DataReport:
+        """The report that `state` was taken of."""
+        codes = np.frombuffer(zlib.decompress(base64.b85decode(state["codes"])), dtype=np.uint8)
+        report = cls(len(codes))
+        report._codes[:] = codes
+        report._kinds = list(state["kinds"])
+        report._reasons = {int(index): reason for index, reason in state["reasons"].items()}
+        return report
 
     @property
     def num_tried(self) -> int:
@@ -61,7 +84,10 @@ class DataReport:
         return sorted(self._reasons.items())[:count]
 
     def to_json(self, source: Source) -> dict[str, Any]:
-        """Counts by kind, the first files of each kind that was converted, and every unreadable file."""
+        """Counts by kind, the first files of each kind that was converted, and every unreadable file.
+
+        An image counts once, however often it was tried.
+        """
         examples = {
             kind: [source.key(int(i)) for i in np.flatnonzero(self._codes == code)[:_EXAMPLES]]
             for code, kind in enumerate(self._kinds, start=2)
@@ -71,6 +97,7 @@ class DataReport:
             "source": source.name,
             "images": len(self._codes),
             "tried": self.num_tried,
+            "not_read": self.num_unreadable,
             "read": dict(sorted(self.kinds.items())),
             "converted": {kind: names for kind, names in sorted(examples.items()) if names},
             "unreadable": {source.key(index): reason for index, reason in sorted(self._reasons.items())},

@@ -36,6 +36,8 @@ def dry_run(recipe: Recipe) -> StepReport:
         say(f"{real.report.num_unreadable} of {real.report.num_tried} images tried cannot be read")
     for warning in real.plan.warnings:
         say(f"warning: {warning}")
+    for remark in [*real.notes, *real.loader().remarks]:
+        say(remark)
     _check_directory(real)
     trial = real if device.type != "cpu" else _trial(recipe, device)
     if absent:

@@ -15,17 +15,18 @@ from belvedere.core.errors import DataError, NonFiniteError
 from belvedere.core.files import DirectoryLock, write_json
 from belvedere.core.log import say
 from belvedere.data.loader import Loader
-from belvedere.data.sources import check_sample, open_source
+from belvedere.data.sources import Source, check_sample, open_source
 from belvedere.engine.agreement import agree
 from belvedere.engine.progress import Progress
 from belvedere.methods.method import Clock
-from belvedere.recipe.plan import data_path
+from belvedere.recipe.plan import data_path, run_dir
 from belvedere.recipe.plan import plan as make_plan
 from belvedere.recipe.schema import Recipe
 from belvedere.train.export import export_backbone
 from belvedere.train.loop import BadStepError, StepReport, Wish, steps
 from belvedere.train.record import Metrics
 from belvedere.train.rescue import save_bad_step
+from belvedere.train.roster import as_begun, keep_roster
 from belvedere.train.session import Session, choose_device, settle_recipe
 from belvedere.train.signals import StopRequest, stop_request
 from belvedere.train.sinks import open_sinks
@@ -63,7 +64,8 @@ def pretrain(recipe: Recipe) -> Outcome:
         session = open_session(recipe, device)
         with _locked(session.directory):
             agree(lambda: settle_recipe(recipe, session.directory), only_main=True)
-            session.resume()
+            resumed = session.resume()
+            agree(lambda: keep_roster(session.source, session.directory, anew=not resumed), only_main=True)
             stopped = _train(session)
         seconds = time.monotonic() - started
         return Outcome(session.directory, session.step, session.plan.total_steps, stopped, seconds)
@@ -74,10 +76,29 @@ def pretrain(recipe: Recipe) -> Outcome:
 
 def open_session(recipe: Recipe, device: torch.device) -> Session:
     """Meet reality: find the images, lay out the plan, build the method. Writes nothing."""
-    source = open_source(data_path(recipe), split=recipe.data.split)
+    source = _opened(recipe)
+    source, notes = as_begun(source, run_dir(recipe))
     report = check_sample(source, seed=recipe.seed)
     plan = make_plan(recipe, num_images=len(source), world_size=dist.world_size(), device=device.type)
-    return Session.start(recipe, plan, source, report, device)
+    session = Session.start(recipe, plan, source, report, device)
+    skipped = getattr(source, "skipped", ())
+    if skipped:
+        notes.append(f"{len(skipped)} folders or files were left out, see data_report.json: {skipped[0]}")
+    session.notes += notes
+    return session
+
+
+def _opened(recipe: Recipe) -> Source:
+    """The recipe's images. Rank 0 looks first: it indexes (unpacks, downloads) what the others then find."""
+    found: list[Source] = []
+
+    def look() -> None:
+        found.append(open_source(data_path(recipe), split=recipe.data.split))
+
+    agree(look, only_main=True)
+    if not found:
+        look()
+    return found[0]
 
 
 @contextmanager
@@ -103,10 +124,16 @@ def _train(session: Session) -> bool:
         say(f"{session.directory} is complete: {session.step} of {plan.total_steps} steps")
         return False
     loader = session.loader()
+    for remark in loader.remarks:
+        say(remark)
     with stop_request() as request, _metrics(session) as metrics, _progress(session) as progress, loader:
         keeper = _Keeper(session, loader, request)
         try:
-            return _drain(session, loader, keeper, metrics, progress)
+            stopped = _drain(session, loader, keeper, metrics, progress)
+            waiting = loader.waiting_remark()
+            if waiting is not None:
+                progress.say(waiting)
+            return stopped
         except BadStepError as bad:
             keeper.save()
             where = save_bad_step(session.directory, bad)

@@ -120,6 +120,7 @@ class Session:
         meta = {
             "recipe_hash": recipe_hash(self.recipe),
             "data": self.source.fingerprint(),
+            "report": self.report.state(),
             "replaced": {str(bad): good for bad, good in self.merged_replacements().items()},
             "device": self.device.type,
             "micro_batch": self.recipe.run.micro_batch,
@@ -145,7 +146,7 @@ class Session:
         self.notes += [f"skipped {path.name}: {reason}" for path, reason in loaded.skipped]
         if loaded.meta["data"] != self.source.fingerprint():
             raise CheckpointError(
-                f"{loaded.path} was trained on other images than data.path={self.recipe.data.path} now holds "
+                f"{loaded.path} was trained on other images than data.path now holds "
                 "(names, sizes or labels changed). Restore them, or start another run with run.dir=NEW"
             )
         own = {
@@ -157,6 +158,8 @@ class Session:
         state.unflatten_optimizer_(self.optimizer, self._names(), loaded.tensors)
         self.step = loaded.step
         self.replaced = {int(bad): good for bad, good in loaded.meta["replaced"].items()}
+        if "report" in loaded.meta:
+            self.report.merge(DataReport.from_state(loaded.meta["report"]))
         self.notes.append(f"continuing {self.directory} from checkpoint {loaded.path.name}")
         self.notes += self._not_bitwise(loaded.manifest, loaded.meta)
         return True

@@ -1,0 +1,97 @@
+"""The images that a run began with, kept beside its checkpoints.
+
+The order of an epoch depends on how many images there are and on their order. A file that vanishes would
+change both for whoever looks again; a run that continues goes by its own record, and finds the file
+unreadable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from belvedere.data.sources.folder import FolderSource
+from belvedere.data.sources.index import Index
+from belvedere.data.sources.index_file import DamagedFileError
+from belvedere.data.sources.mixed import Mixed
+from belvedere.data.sources.source import Source
+from belvedere.engine.manifest import checkpoints
+
+ROSTER_NAME = "images.index"
+_LISTED = 5
+
+
+def keep_roster(source: Source, directory: Path, *, anew: bool) -> None:
+    """Write down the images of a run, where they are files of folders and that is not done already.
+
+    anew: the run begins now, and what an earlier attempt left there does not count.
+    """
+    for number, part in enumerate(_parts(source)):
+        path = _place(directory, number)
+        if not isinstance(part, FolderSource):
+            path.unlink(missing_ok=True)
+        elif anew or not path.exists():
+            part.index.write(path)
+
+
+def as_begun(source: Source, directory: Path) -> tuple[Source, list[str]]:
+    """The images as the run in `directory` began with them, and what to tell.
+
+    Another source than the one given only where files have vanished since and nothing else has changed. Any
+    other difference is for the checkpoint to refuse.
+    """
+    if not checkpoints(directory):
+        return source, []
+    told: list[str] = []
+    parts = [_part_as_begun(part, _place(directory, at), told) for at, part in enumerate(_parts(source))]
+    if isinstance(source, Mixed):
+        return Mixed(parts, source.weights), told
+    return parts[0], told
+
+
+def _parts(source: Source) -> tuple[Source, ...]:
+    return source.parts if isinstance(source, Mixed) else (source,)
+
+
+def _place(directory: Path, number: int) -> Path:
+    return directory / (f"images.{number}.index" if number else ROSTER_NAME)
+
+
+def _part_as_begun(source: Source, path: Path, told: list[str]) -> Source:
+    if not isinstance(source, FolderSource) or not path.exists():
+        return source
+    try:
+        begun = Index.read(path)
+    except (DamagedFileError, OSError) as error:
+        told.append(f"{path} cannot be read ({error}); it is needed only where images have vanished")
+        return source
+    gone = _gone(begun, source.index) if begun.fingerprint != source.fingerprint() else []
+    if not gone:
+        return source
+    listed = ", ".join(gone[:_LISTED]) + (f" and {len(gone) - _LISTED} more" if len(gone) > _LISTED else "")
+    told.append(
+        f"{len(gone)} of the {len(begun)} images that the run began with are gone; others stand in for them: "
+        f"{listed}"
+    )
+    return FolderSource(source.root, begun)
+
+
+def _gone(begun: Index, now: Index) -> list[str]:
+    """The names that only `begun` has; none when `now` differs in any other way."""
+    gone: list[str] = []
+    left = _entries(begun)
+    for entry in _entries(now):
+        for known in left:
+            if known == entry:
+                break
+            gone.append(known[0])
+        else:
+            return []
+    return gone + [name for name, _, _ in left]
+
+
+def _entries(index: Index) -> Iterator[tuple[str, int, str | None]]:
+    """Name, size and class of each image."""
+    sizes = index.columns["size"].tolist()
+    for name, size, label in zip(index.names, sizes, index.labels.tolist(), strict=True):
+        yield name, size, None if label < 0 else index.classes[label]
