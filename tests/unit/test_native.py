@@ -389,3 +389,20 @@ def test_a_failing_compiler_leaves_the_package_installable(tmp_path):
     )
     assert failing.returncode == 0, failing.stderr
     assert not list(tmp_path.glob("built/**/_kernels*"))
+
+
+def test_three_of_four_bytes_are_cropped_without_a_copy_or_a_byte_too_many():
+    wide = np.random.default_rng(3).integers(0, 256, (40, 50, 4), dtype=np.uint8)
+    boxes = np.array([[3.0, 5.0, 30.0, 41.0], [0.0, 0.0, 40.0, 50.0]])
+
+    def cropped(image: np.ndarray) -> np.ndarray:
+        out = np.empty((2, 3, 16, 16), dtype=np.uint8)
+        native.crop(image, [native.Crops(boxes, "bilinear", out)])
+        return out
+
+    expected = cropped(np.ascontiguousarray(wide[..., :3]))
+    assert np.array_equal(cropped(wide[..., :3]), expected)
+    # memory that ends with the third byte of the last pixel
+    short = np.frombuffer(wide.tobytes()[:-1], dtype=np.uint8)
+    ending = np.lib.stride_tricks.as_strided(short, (40, 50, 3), (200, 4, 1), writeable=False)
+    assert np.array_equal(cropped(ending), expected)

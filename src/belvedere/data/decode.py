@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from belvedere.core.errors import DataError
+from belvedere.data.pixels import pixels_of
 
 _LIMIT_VARIABLE = "BELVEDERE_PIXEL_LIMIT"
 _USUAL_LIMIT = 89_478_485  # Pillow's own bound for what may be a decompression bomb
@@ -171,7 +172,7 @@ class _Encoded:
             rgb, mode = _to_rgb(upright, self._key)
             if mode != PLAIN:
                 notes.insert(0, mode)
-            return Decoded(np.asarray(rgb), ", ".join(notes) or PLAIN, used)
+            return Decoded(pixels_of(rgb), ", ".join(notes) or PLAIN, used)
 
 
 def _draft(image: Image.Image, shrink: int) -> int:

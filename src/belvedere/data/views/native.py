@@ -99,9 +99,10 @@ def crop(image: Pixels, jobs: Sequence[Crops]) -> None:
     """Crop and resize all views of one image [H, W, C], antialiased, into each job's `out`.
 
     C is 1 (then out has one channel), 3, or 4, of which the fourth is ignored (out has three). The pixels of
-    a row lie side by side; rows may be strided. A fractional box is resized from the whole pixels that cover
-    it.
+    a row lie side by side, three of four bytes too (`pixels_of`); rows may be strided. A fractional box is
+    resized from the whole pixels that cover it.
     """
+    image = _four_bytes_wide(image)
     height, width, step = image.shape
     rows_whole = image.size == 0 or (
         image[0].flags.c_contiguous and (height == 1 or image.strides[0] >= width * step)
@@ -127,6 +128,20 @@ def crop(image: Pixels, jobs: Sequence[Crops]) -> None:
         job.px, job.out_stride, job.bicubic = px, out.strides[0], interpolation == "bicubic"
     whole = _Image(image.ctypes.data, height, width, step, image.strides[0])
     _checked(_loaded().belvedere_crop(_level(), ctypes.byref(whole), made, len(jobs)))
+
+
+def _four_bytes_wide(image: Pixels) -> Pixels:
+    """An image [H, W, 3] that shows three of four bytes, as [H, W, 4]; any other as it is."""
+    whole: Any = image.base
+    if image.ndim != 3 or image.shape[2] != 3 or image.strides[1:] != (4, 1) or image.size == 0:
+        return image
+    height, width = image.shape[:2]
+    last = image.ctypes.data + (height - 1) * image.strides[0] + 4 * width
+    owned = isinstance(whole, np.ndarray) and whole.flags.c_contiguous
+    end = whole.ctypes.data + whole.nbytes if owned else 0
+    if last > end:  # nobody promises the fourth byte of the last pixel
+        return np.ascontiguousarray(image)
+    return np.lib.stride_tricks.as_strided(image, (height, width, 4), writeable=False)
 
 
 def photometry(crops: Tensor, rows: Floats) -> Tensor:
