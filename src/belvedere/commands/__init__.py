@@ -18,5 +18,6 @@ COMMANDS = {
     "evaluate": Listed("evaluate", "measure a backbone on labelled images: k-NN, few labels, linear"),
     "embed": Listed("embed", "write the features of images to a file"),
     "import": Listed("import_weights", "convert a published checkpoint to belvedere's format"),
+    "data": Listed("data", "check images: unreadable ones, copies, what an evaluation set shares"),
     "recipes": Listed("recipes", "list the recipes, or show one"),
 }

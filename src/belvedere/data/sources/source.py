@@ -43,7 +43,7 @@ class Source(Protocol):
     def stored(self, index: int) -> bytes | Pixels:
         """An encoded image, or pixels uint8 [H, W, 3 or 1] where the source holds those.
 
-        Raises UnreadableImage when there is nothing to be read.
+        Raises UnreadableImage when there is nothing to be read. May be called from several threads.
         """
         ...
 

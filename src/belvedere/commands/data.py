@@ -1,0 +1,136 @@
+"""`belvedere data check`."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from belvedere.commands.options import command_parser, count, path, refuse_torchrun
+from belvedere.core.errors import EXIT_DONE, UsageError
+from belvedere.core.machine import cpu_count
+
+if TYPE_CHECKING:
+    from belvedere.data.sources.source import Source
+    from belvedere.data.survey import Survey
+    from belvedere.engine.progress import Progress
+
+_DESCRIPTION = """\
+What is in a set of images, before days are spent on it: counts, sizes, formats, labels, files that cannot be
+read, copies of the same image, and images that an evaluation set shares with it. Changes nothing.
+
+Equal images decode to the same pixels, whatever their file is called or how it was saved. Near copies are
+recompressed, resized, slightly cropped or brightened, grayed or mirrored ones."""
+
+_EXAMPLES = """\
+  belvedere data check photos
+  belvedere data check photos --against benchmark --against-split test --json leaks.json
+  belvedere data check imagenet --split train
+  belvedere data check photos --limit 2000 --no-near"""
+
+_WHAT = ("check",)
+_MOST_WORKERS = 16
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `belvedere data`."""
+    parser = command_parser("data", _DESCRIPTION, examples=_EXAMPLES)
+    parser.add_argument("what", choices=_WHAT, metavar="check", help="what to do")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="images: a folder, or anything that data.path may name"
+    )
+    parser.add_argument("--split", choices=("train", "test"), help="only this part of SOURCE")
+    parser.add_argument("--against", metavar="OTHER", help="evaluation images: which of them are in SOURCE?")
+    parser.add_argument("--against-split", choices=("train", "test"), help="only this part of OTHER")
+    parser.add_argument(
+        "--near",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="look for near copies too (default: yes; it takes 0.8 GB of memory for a million images)",
+    )
+    parser.add_argument(
+        "--limit", type=count, metavar="N", help="look at N images of each source, spread evenly over it"
+    )
+    parser.add_argument(
+        "--workers", type=count, metavar="N", help="threads that decode (default: one for each core)"
+    )
+    parser.add_argument("--json", type=path, metavar="FILE", help="write everything found, lists complete")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at every image, print what was found, and write it to --json."""
+    refuse_torchrun("data")
+    if args.against_split is not None and args.against is None:
+        raise UsageError("--against-split has no effect here: it belongs to --against; leave it out")
+    _refuse_unwritable(args.json)
+    from belvedere.commands.data_summary import print_report
+    from belvedere.core.files import write_json
+    from belvedere.core.log import say
+
+    report = _checked(args)
+    print_report(report)
+    if args.json is not None:
+        write_json(args.json, report)
+        say(f"written: {args.json}")
+    return EXIT_DONE
+
+
+def _refuse_unwritable(file: Path | None) -> None:
+    """Find out now, not after hours of decoding."""
+    if file is not None and file.is_dir():
+        raise UsageError(f"--json {file} is a folder; give the file to write")
+
+
+class _Bar:
+    """Progress of one stage: `bar(images done, images in all)`; use as a context manager."""
+
+    def __init__(self, title: str) -> None:
+        self._title, self._open = title, ExitStack()
+        self._progress: Progress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        from belvedere.engine.progress import Progress
+
+        if self._progress is None:
+            self._progress = Progress(total, images_per_step=1, title=self._title, show=True)
+            self._open.enter_context(self._progress)
+        self._progress.update(done)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+
+def _checked(args: argparse.Namespace) -> dict[str, Any]:
+    from belvedere.data.check import duplicates, find_copies, leakage, overview
+    from belvedere.data.sources import open_source
+
+    source = open_source(args.source, split=args.split)
+    other = None if args.against is None else open_source(args.against, split=args.against_split)
+    seen = _looked_at(source, args)
+    against = None if other is None else _looked_at(other, args)
+    with _Bar("near copies") as bar:
+        copies = find_copies(seen, progress=bar)
+    report = {**overview(seen), "duplicates": duplicates(seen, copies)}
+    if against is not None:
+        with _Bar("leakage") as bar:
+            found = leakage(seen, against, progress=bar)
+        report = {"leakage": found, **report, "against": overview(against)}
+        report["against"]["split"] = args.against_split
+    report["split"] = args.split
+    return report
+
+
+def _looked_at(source: Source, args: argparse.Namespace) -> Survey:
+    from belvedere.data.survey import survey
+
+    workers = args.workers or min(_MOST_WORKERS, cpu_count())
+    with _Bar(f"reading {source.name}") as bar:
+        return survey(source, limit=args.limit, workers=workers, thumbs=args.near, progress=bar)
