@@ -30,7 +30,7 @@ from belvedere.core.errors import (
 )
 
 if TYPE_CHECKING:
-    from belvedere.data.sources import open_source
+    from belvedere.data.sources import from_huggingface, open_source
     from belvedere.eval.embed import embed
     from belvedere.eval.evaluate import evaluate
     from belvedere.recipe.load import load_recipe
@@ -53,6 +53,7 @@ __all__ = [
     "__version__",
     "embed",
     "evaluate",
+    "from_huggingface",
     "load_backbone",
     "load_recipe",
     "open_source",
@@ -64,6 +65,7 @@ _PLACES = {
     "evaluate": ("belvedere.eval.evaluate", "evaluate"),
     "load_backbone": ("belvedere.zoo.load", "load"),
     "load_recipe": ("belvedere.recipe.load", "load_recipe"),
+    "from_huggingface": ("belvedere.data.sources", "from_huggingface"),
     "open_source": ("belvedere.data.sources", "open_source"),
     "pretrain": ("belvedere.train.run", "pretrain"),
 }
