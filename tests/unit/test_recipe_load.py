@@ -119,7 +119,11 @@ def test_the_roles_a_method_can_do_without_may_be_absent(tmp_path: Path) -> None
         ("method.sharpen.start=.nan", "nan is not allowed; it must be a number"),
         ("method.name=msm", "method.name: the text 'msm' is no method; it must be one of msn"),
         ("method=null", "method: null is not allowed; it must be a section"),
-        ("data.path=2024", "it must be text that is not empty or null (put it in quotes"),
+        (
+            "data.path=2024",
+            "it must be text that is not empty or a list, each item a section with the keys path, split, "
+            "weight or null",
+        ),
         ("data.path=''", "the text '' is not allowed; it must be text that is not empty"),
         ("data.std=[1, 2]", "the list [1, 2] is not allowed; it must be a list of 3, each a number above 0"),
         ("data.std=[1, 2, 3, 4]", "it must be a list of 3"),
