@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import types
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -76,8 +77,12 @@ def _run(
     stop: threading.Event,
 ) -> None:
     _one_thread_here()
-    for batch in wanted:
+    left = iter(wanted)
+    while True:
         try:
+            batch = next(left, None)
+            if batch is None:
+                return
             item = fetch[batch]
             if pin and isinstance(item, Fetched):
                 item = item.pin_memory()
@@ -118,18 +123,20 @@ class _Workers:
     """torch's DataLoader over the batches wanted, one item one batch."""
 
     def __init__(self, fetch: Fetch, wanted: Iterable[Wanted], *, workers: int, pin: bool) -> None:
-        loader: DataLoader[Any] = DataLoader(
-            cast(Any, fetch if fits_shared_memory(fetch, workers) else ByPipe(fetch)),
-            batch_size=None,
-            sampler=cast(Any, wanted),
-            num_workers=workers,
-            prefetch_factor=AHEAD,
-            pin_memory=pin,
-            multiprocessing_context=_context(),
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # or torch's global one would be drawn from
-        )
-        with _main_module_hidden(fetch.source):
+        with _main_module_hidden(fetch.source), warnings.catch_warnings():
+            # the remarks of data/room.py say it with what to change
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            loader: DataLoader[Any] = DataLoader(
+                cast(Any, fetch if fits_shared_memory(fetch, workers) else ByPipe(fetch)),
+                batch_size=None,
+                sampler=cast(Any, wanted),
+                num_workers=workers,
+                prefetch_factor=AHEAD,
+                pin_memory=pin,
+                multiprocessing_context=_context(),
+                worker_init_fn=_start_worker,
+                generator=torch.Generator(),  # or torch's global one would be drawn from
+            )
             self._batches: Any = iter(loader)
         # multiprocessing's own exit would wait for ever for workers that do not hear SIGTERM
         self._at_exit = partial(_close_if_alive, weakref.ref(self))
