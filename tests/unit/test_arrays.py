@@ -105,7 +105,7 @@ def test_files_that_are_no_arrays(tmp_path):
     for name in ("cut.npy", "empty.npy", "text.npy", "cut.npz", "objects.npy", "gone.npy"):
         with pytest.raises(DataError, match=rf"{name} \(data\.path\) is no NumPy file"):
             open_array(str(tmp_path / name), None)
-    with pytest.raises(DataError, match=r"data\.split is 'train'.*one array; remove data\.split"):
+    with pytest.raises(DataError, match=r"data\.split is 'train'.*one array; set data\.split=null"):
         open_array(str(tmp_path / "set.npy"), "train")
 
 

@@ -80,6 +80,18 @@ def test_leakage_comes_first_with_both_keys(sets: tuple[Path, Path], tmp_path: P
     assert "= dog/00.png" in out
 
 
+def test_sources_of_one_name_are_told_apart_by_what_was_given(tmp_path: Path, capsys: Capture) -> None:
+    for number, name in enumerate(("here", "there")):
+        folder = tmp_path / name / "photos"
+        folder.mkdir(parents=True)
+        scene(0).save(folder / "shared.png")
+        scene(1 + number).save(folder / "own.png")
+    here, there = tmp_path / "here" / "photos", tmp_path / "there" / "photos"
+    assert main(["data", "check", str(here), "--against", str(there)]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"LEAKAGE: 1 of 2 images of '{there}' (50 %) is also in '{here}'"
+
+
 def test_what_a_person_reads_of_one_source(sets: tuple[Path, Path], capsys: Capture) -> None:
     assert main(["data", "check", str(sets[0])]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -128,7 +128,7 @@ def test_what_is_refused(tmp_path):
         from_huggingface([1, 2])
     with pytest.raises(DataError, match="holds no image"):
         from_huggingface(table([0], [0]).select([]))
-    with pytest.raises(DataError, match=r"without splits; remove data.split"):
+    with pytest.raises(DataError, match=r"without splits; set data.split=null"):
         from_huggingface(table([0], [0]), split="train")
 
 

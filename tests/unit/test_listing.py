@@ -156,7 +156,7 @@ def test_a_split_that_the_list_does_not_have_is_refused(tmp_path):
     for name, content in (("a.txt", "a.png\n"), ("a.csv", "file\na.png\n"), ("a.jsonl", '{"file": "a.png"}')):
         text = refusal(tmp_path / name, content, split="train")
         assert "data.split is 'train'" in text
-        assert "remove data.split" in text
+        assert "set data.split=null" in text
     assert "no image of the split 'test' (data.split)" in refusal(
         tmp_path / "b.csv", "file,split\na.png,train\n", split="test"
     )

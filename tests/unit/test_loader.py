@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +171,81 @@ def test_a_resumed_run_keeps_its_replacements(folder):
     same(whole[2:], drained(source, start_step=2, replaced={4: 5}, workers=2))
 
 
+class ChangesWhenReadAgain:
+    """A source whose image 3 is another file, or gone, from the second time on that it is read."""
+
+    def __init__(self, source, later) -> None:
+        self._source, self._later = source, later
+        self.reads = [0] * len(source)
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def stored(self, index: int):
+        self.reads[index] += 1
+        if index == 3 and self.reads[3] > 1:
+            return self._later
+        return self._source.stored(index)
+
+
+def test_files_too_large_to_hold_are_read_again_and_give_the_same_bits(folder, monkeypatch):
+    source = ChangesWhenReadAgain(open_source(str(folder)), b"")
+    first = drained(source, total_steps=3)
+    assert max(source.reads) == 1
+    files = [len(source.stored(index)) for index in range(20)]
+    for most in (0, sum(files) // 6):
+        monkeypatch.setattr("belvedere.data.fetch._MOST_HELD", most)
+        again = ChangesWhenReadAgain(open_source(str(folder)), open_source(str(folder)).stored(3))
+        same(first, drained(again, total_steps=3))
+        assert max(again.reads) == 2
+
+
+@pytest.mark.parametrize("how", ["gone", "of another size"])
+def test_a_file_that_changes_before_it_is_read_again(folder, monkeypatch, how):
+    monkeypatch.setattr("belvedere.data.fetch._MOST_HELD", 0)
+    plain = open_source(str(folder))
+    source = ChangesWhenReadAgain(plain, b"" if how == "gone" else plain.stored(17))
+    with loader(source, total_steps=3) as batches:
+        used = torch.cat([batch.index for batch in batches])
+        assert batches.replaced == ({3: 4} if how == "gone" else {})
+    assert (used == 3).any() == (how != "gone")
+
+
+class FailsOnce:
+    """A source whose image 5 cannot be read the first time that anybody asks for it."""
+
+    def __init__(self, source, mark: Path) -> None:
+        self.source, self.mark = source, mark
+        self.name, self.classes, self.labels = source.name, source.classes, source.labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def key(self, index: int) -> str:
+        return self.source.key(index)
+
+    def stored(self, index: int):
+        if index == 5 and not self.mark.exists():
+            self.mark.touch()
+            return b""
+        return self.source.stored(index)
+
+    def fingerprint(self) -> str:
+        return self.source.fingerprint()
+
+
+def test_a_file_that_fails_once_stays_replaced_in_every_worker(folder, tmp_path):
+    seen = []
+    for workers in (0, 2):
+        source = FailsOnce(open_source(str(folder)), tmp_path / f"failed-{workers}")
+        seen.append(drained(source, total_steps=60, global_batch=2, workers=workers))
+    same(*seen)
+    assert sum((batch.index == 5).sum() for batch in seen[1]) == 0
+
+
 def test_only_batches_handed_out_count(folder):
     for path in folder.rglob("*.png"):
         path.write_bytes(b"" if path.stem != "00" else path.read_bytes())
@@ -204,6 +281,15 @@ def test_a_source_of_which_nothing_can_be_read_stops(folder, workers):
         path.write_bytes(b"")
     with pytest.raises(DataError, match=r"^not one of the 20 images .*data\.path"):
         drained(open_source(str(folder)), workers=workers)
+
+
+def test_a_disk_that_is_gone_is_no_thousand_replacements(folder, monkeypatch):
+    monkeypatch.setattr("belvedere.data.fetch._MOST_TRIED", 7)
+    source = open_source(str(folder))
+    for path in folder.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"^7 images .* in a row cannot be read; are they still there\?"):
+        drained(source)
 
 
 # --- ends
@@ -291,6 +377,30 @@ class Broken:
 def test_an_unexpected_error_reaches_the_consumer(workers):
     with pytest.raises(LookupError, match="a mistake in the source"):
         drained(Broken(), workers=workers)
+
+
+@contextmanager
+def no_longer_than(seconds: float, batches: Loader) -> Iterator[None]:
+    """Close a loader that hangs, so that waiting for it ends in an error."""
+    watch = threading.Timer(seconds, batches.close)
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_memory_for_the_order_of_an_epoch_is_an_error_and_not_a_hang(folder, monkeypatch, workers):
+    def order(source, seed, epoch):
+        if epoch:
+            raise MemoryError("no room for an order")
+        return np.arange(20)
+
+    monkeypatch.setattr("belvedere.data.loader.epoch_order", order)
+    batches = loader(open_source(str(folder)), workers=workers)
+    with batches, no_longer_than(60.0, batches), pytest.raises(MemoryError, match="no room"):
+        list(batches)
 
 
 def test_a_killed_worker_is_an_error_and_not_a_hang(folder):

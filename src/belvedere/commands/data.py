@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     parser = command_parser("data", _DESCRIPTION, examples=_EXAMPLES)
     parser.add_argument("what", choices=_WHAT, metavar="check", help="what to do")
     parser.add_argument(
-        "source", metavar="SOURCE", help="images: a folder, or anything that data.path may name"
+        "source", metavar="SOURCE", help="images: a folder, or any other single source (docs/data.md)"
     )
     parser.add_argument("--split", choices=("train", "test"), help="only this part of SOURCE")
     parser.add_argument("--against", metavar="OTHER", help="evaluation images: which of them are in SOURCE?")
@@ -123,9 +123,8 @@ def _checked(args: argparse.Namespace) -> dict[str, Any]:
         with _Bar("leakage") as bar:
             found = leakage(seen, against, progress=bar)
         report = {"leakage": found, **report, "against": overview(against)}
-        report["against"]["split"] = args.against_split
-    report["split"] = args.split
-    return report
+        report["against"] |= {"given": args.against, "split": args.against_split}
+    return report | {"given": args.source, "split": args.split}
 
 
 def _looked_at(source: Source, args: argparse.Namespace) -> Survey:

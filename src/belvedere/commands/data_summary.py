@@ -23,11 +23,9 @@ def print_report(report: Mapping[str, Any]) -> None:
     """Print leakage first, then each source, then copies, to stdout."""
     console = Console(highlight=False, emoji=False, markup=False)
     if "leakage" in report:
-        part = report["leakage"]
+        part, names = report["leakage"], _two_names(report["against"], report)
         style = "bold red" if part["leaked"] else "bold green"
-        _print(
-            console, _finding(part, _name(report["against"]), _name(report)), list(_leaked(part)), style=style
-        )
+        _print(console, _finding(part, *names), list(_leaked(part)), style=style)
     _print(console, _title(report), list(_rows(report)))
     _print(console, "copies", list(_copies(report["duplicates"])))
     if "against" in report:
@@ -51,9 +49,15 @@ def _print(console: Console, title: str, rows: Sequence[Row], *, style: str = "b
     console.print()
 
 
-def _name(report: Mapping[str, Any]) -> str:
+def _name(report: Mapping[str, Any], key: str = "source") -> str:
     split = report["split"]
-    return f"{report['source']}" + (f" ({split})" if split else "")
+    return f"{report[key]}" + (f" ({split})" if split else "")
+
+
+def _two_names(report: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str]:
+    """Their names; what was given on the command line where those are the same."""
+    alike = _name(report) == _name(other)
+    return (_name(report, "given"), _name(other, "given")) if alike else (_name(report), _name(other))
 
 
 def _finding(part: Mapping[str, Any], name: str, source: str) -> str:

@@ -25,7 +25,9 @@ def parser() -> argparse.ArgumentParser:
     """The options of `belvedere embed`."""
     parser = command_parser("embed", _DESCRIPTION, examples=_EXAMPLES)
     add_backbone(parser)
-    parser.add_argument("--data", required=True, metavar="DIR", help="the images: a folder, or `digits`")
+    parser.add_argument(
+        "--data", required=True, metavar="PATH", help="the images: a folder, a list, an archive, `digits` ..."
+    )
     parser.add_argument("--split", choices=("train", "test"), help="only this part of --data")
     parser.add_argument("--out", required=True, type=path, metavar="FILE", help="ends in .npz or .parquet")
     return parser

@@ -37,7 +37,12 @@ def parser() -> argparse.ArgumentParser:
     parser = command_parser("evaluate", _DESCRIPTION, examples=_EXAMPLES)
     add_backbone(parser)
     images = parser.add_argument_group("images")
-    images.add_argument("--data", required=True, metavar="DIR", help="labelled images: a folder, or `digits`")
+    images.add_argument(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="labelled images: a folder, a list, an archive, `digits` ...",
+    )
     images.add_argument("--split", choices=("train", "test"), help="only this part of --data")
     images.add_argument("--labels", type=path, metavar="CSV", help="labels of images in --data: file,label")
     images.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,13 +20,18 @@ from belvedere.data.views.draw import Floats, Ints, draw, view_key
 from belvedere.data.views.geometry import SMALL_PX
 from belvedere.data.views.render import crop, crop_views, empty_crops, finish, largest_shrink
 
+_MOST_HELD = 256 << 20  # encoded bytes a batch keeps from reading headers to decoding; the rest is read twice
+_MOST_TRIED = 1000  # images in a row that cannot be read: the disk is gone, not an image
+
 
 class Wanted(NamedTuple):
     """The batch of one step, and the images [B] at its rows. The order of an epoch is worked out once, where
-    batches are consumed; a worker is only told its part of it."""
+    batches are consumed; a worker is only told its part of it. replaced {index: index used instead}: of these
+    images, what any worker has replaced before; a file that is back would else count for some of them."""
 
     step: int
     asked: Ints
+    replaced: Mapping[int, int] = {}
 
 
 @dataclass
@@ -123,6 +129,7 @@ class Fetch:
 
     def fetch(self, wanted: Wanted) -> Fetched:
         """The batch of one step. Raises DataError when not one image of the source can be read."""
+        self.replaced.update(wanted.replaced)
         epoch, where = self.positions(wanted.step)
         keys = {role: view_key(self.order.seed, epoch, role) for role in self.views}
         batch = Fetched({}, {}, torch.empty(0), wanted.asked)
@@ -161,8 +168,15 @@ class Fetch:
         All headers come first, so that the views of a whole batch are drawn at once and each image is decoded
         no larger than its views need; only one decoded image is held at a time.
         """
-        reading = [_Reading(self, int(wanted), batch) for wanted in batch.asked]
-        sizes = np.array([(image.opened.height, image.opened.width) for image in reading], dtype=np.int64)
+        reading, held = [], 0
+        for wanted in batch.asked:
+            image = _Reading(self, int(wanted), batch)
+            reading.append(image)
+            held += image.num_bytes
+            if held > _MOST_HELD:
+                held -= image.num_bytes
+                image.close()
+        sizes = np.array([image.size for image in reading], dtype=np.int64)
         for role, spec in self.views.items():
             batch.rows[role] = draw(spec, keys[role], where, sizes)
         crops = {role: self._empty_crops(role, len(reading)) for role in self.views}
@@ -172,7 +186,7 @@ class Fetch:
                 boxes = {role: batch.rows[role][row] for role in self.views}
                 decoded = image.decoded(largest_shrink(self.views, boxes))
                 if decoded is None:  # another image takes its place, of another size
-                    size = np.array([[image.opened.height, image.opened.width]])
+                    size = np.array([image.size])
                     for role, spec in self.views.items():
                         batch.rows[role][row] = draw(spec, keys[role], where[row : row + 1], size)[0]
             out = {role: crops[role][:, row].numpy() for role in self.views}
@@ -206,21 +220,21 @@ class _Reading:
         self.used = fetch.replaced.get(wanted, wanted)
         self._tried = 0
         self._opened: Opened | None = None
+        self.size, self.num_bytes = (0, 0), 0  # height and width upright; what is held while it is open
         self._open()
 
-    @property
-    def opened(self) -> Opened:
-        assert self._opened is not None
-        return self._opened
-
     def close(self) -> None:
-        """Let go of the image's bytes."""
+        """Let go of the image's bytes; decoding reads them again."""
         self._opened = None
 
     def decoded(self, shrink: int) -> Decoded | None:
-        """The pixels; None when they could not be decoded and another image has been opened instead."""
+        """The pixels; None when another image, or this one with another size, has been opened instead."""
+        drawn_for = self.used, self.size
+        opened = self._opened or self._open()
+        if (self.used, self.size) != drawn_for:
+            return None
         try:
-            decoded = self.opened.decoded(shrink=shrink)
+            decoded = opened.decoded(shrink=shrink)
         except UnreadableImage as error:
             self._next(error.reason)
             self._open()
@@ -231,12 +245,15 @@ class _Reading:
             self._fetch.replaced[self._wanted] = self._batch.replaced[self._wanted] = self.used
         return decoded
 
-    def _open(self) -> None:
+    def _open(self) -> Opened:
         source = self._fetch.source
         while True:
             try:
-                self._opened = open_image(source.stored(self.used), source.key(self.used))
-                return
+                stored = source.stored(self.used)
+                opened = self._opened = open_image(stored, source.key(self.used))
+                self.size = opened.height, opened.width
+                self.num_bytes = len(stored) if isinstance(stored, bytes) else 0
+                return opened
             except UnreadableImage as error:
                 self._next(error.reason)
 
@@ -246,4 +263,9 @@ class _Reading:
         self._tried += 1
         if self._tried >= len(source):
             raise DataError(f"not one of the {len(source)} images of {source.name!r} (data.path) can be read")
+        if self._tried >= _MOST_TRIED:
+            raise DataError(
+                f"{self._tried} images of {source.name!r} (data.path) in a row cannot be read; are they "
+                f"still there? The last, {source.key(self.used)}: {reason}"
+            )
         self.used = (self.used + 1) % len(source)

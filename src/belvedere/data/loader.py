@@ -23,10 +23,13 @@ _MIN_BAD = 8  # a share of fewer bad images says nothing
 
 
 class _Asked:
-    """Steps with the images at their rows; the order of an epoch is held here, and by no worker."""
+    """Steps with the images at their rows; the order of an epoch is held here, and by no worker.
 
-    def __init__(self, fetch: Fetch, steps: range) -> None:
-        self._fetch, self._steps = fetch, steps
+    replaced: as the loader knows it by the time that a step is asked for.
+    """
+
+    def __init__(self, fetch: Fetch, steps: range, replaced: dict[int, int]) -> None:
+        self._fetch, self._steps, self._replaced = fetch, steps, replaced
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -35,7 +38,9 @@ class _Asked:
         for step in self._steps:
             epoch, where = self._fetch.positions(step)
             order = epoch_order(self._fetch.source, self._fetch.order.seed, epoch)
-            yield Wanted(step, order[where])
+            asked, replaced = order[where], self._replaced
+            known = {index: replaced[index] for index in asked.tolist() if index in replaced}
+            yield Wanted(step, asked, known)
 
 
 class Loader:
@@ -125,7 +130,7 @@ class Loader:
         self.close()
         native.warn_if_missing()
         steps = range(self.start_step, self.total_steps)
-        wanted = _Asked(self._fetch, steps)
+        wanted = _Asked(self._fetch, steps, self.replaced)
         pin = self._device.type == "cuda"
         if self._workers:
             ahead = in_workers(self._fetch, wanted, workers=self._workers, pin=pin)

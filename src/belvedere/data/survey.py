@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from belvedere.data.decode import Pixels, UnreadableImage, open_image
+from belvedere.data.decode import FORMATS, Pixels, UnreadableImage, open_image
 from belvedere.data.duplicates import THUMB_PX
 from belvedere.data.sources.source import Source
 
@@ -210,7 +210,7 @@ def _format(stored: bytes | Pixels) -> str:
     if isinstance(stored, np.ndarray):
         return ARRAY
     try:
-        with Image.open(io.BytesIO(stored)) as image:
+        with Image.open(io.BytesIO(stored), formats=FORMATS) as image:
             return image.format or ""
     except Exception:  # why it cannot be read, `open_image` says
         return ""

@@ -36,8 +36,9 @@ def file_system(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        remedy = known_implementations.get(protocol, {}).get("err", str(error))
-        raise MissingPackageError(f"data.path is {url!r}; {remedy} ({error})") from error
+        remedy = known_implementations.get(protocol, {}).get("err", "")
+        why = f"{remedy} ({error})" if remedy and remedy not in str(error) else str(error)
+        raise MissingPackageError(f"data.path is {url!r}, which needs a package: {why}") from error
     except ValueError as error:
         raise DataError(f"data.path is {url!r}, which cannot be opened: {error}") from error
     return system, path

@@ -77,7 +77,7 @@ def _load(file: Path | io.BytesIO, where: str = "") -> Any:
 def _refuse_split(split: str | None, where: str) -> None:
     if split is not None:
         raise DataError(
-            f"data.split is {split!r}, but {where} (data.path) is one array; remove data.split, or give "
+            f"data.split is {split!r}, but {where} (data.path) is one array; set data.split=null, or give "
             f"an .npz file of x_train, y_train, x_test and y_test"
         )
 

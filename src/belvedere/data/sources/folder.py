@@ -102,7 +102,7 @@ def _folder_of(root: Path, parts: tuple[str, ...], split: str) -> str:
     if not parts:
         raise DataError(
             f"data.split is {split!r}, but {root} (data.path) is not divided into train/ and val/ or test/; "
-            f"remove data.split to take all its images"
+            f"set data.split=null to take all its images"
         )
     if split == "train":
         return "train"

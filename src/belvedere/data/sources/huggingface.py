@@ -61,7 +61,7 @@ def from_huggingface(dataset: Any, *, split: str | None = None, name: str | None
         dataset = datasets.concatenate_datasets(list(parts.values()))
     elif split is not None:
         raise DataError(
-            f"data.split is {split!r}, but this is one data set without splits; remove data.split"
+            f"data.split is {split!r}, but this is one data set without splits; set data.split=null"
         )
     if not isinstance(dataset, datasets.Dataset):
         kind = type(dataset).__name__

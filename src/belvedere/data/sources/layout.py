@@ -108,7 +108,7 @@ def part_wanted(parts: Iterable[str], split: str | None, where: str) -> str | No
         raise DataError(
             f"data.split is {split!r}, but {where} (data.path) "
             + (f"has only the parts {listed}" if listed else "is not divided into train and val or test")
-            + "; remove data.split to take all its images"
+            + "; set data.split=null to take all its images"
         )
     return found
 

@@ -75,7 +75,7 @@ def _find(path: Path, split: str | None, writer: IndexWriter) -> None:
         if split is not None and hashes and not divided:
             raise DataError(
                 f"data.split is {split!r}, but {path} (data.path) says no split of its images; "
-                f"remove data.split, or add a column `split`"
+                f"set data.split=null, or give each line a `split` (.csv, .tsv, .jsonl)"
             )
         _name_repeated(path, hashes, mistakes)
     except OSError as error:

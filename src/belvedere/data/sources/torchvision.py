@@ -121,7 +121,7 @@ def _parts(
         raise DataError(
             f"data.split is {split!r}, but {_title(kind)} "
             + ("is told its split in data.path" if {"split", "train"} & set(options) else "is not divided")
-            + "; remove data.split"
+            + "; set data.split=null"
         )
     return [_built(kind, options)]
 
@@ -139,7 +139,7 @@ def _by_split(kind: Callable[..., Any], options: dict[str, Any], split: str | No
     if not built:
         raise DataError(
             f"data.split is {split!r}, which {_title(kind)} does not know: {refusals[0]}; give its own "
-            f"name of the split as an option in data.path (?split=NAME) and remove data.split"
+            f"name of the split as an option in data.path (?split=NAME) and set data.split=null"
         )
     return built
 

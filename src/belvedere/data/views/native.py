@@ -27,7 +27,7 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
 MISSING = (
-    "belvedere was installed without its compiled renderer (no C compiler was found then): the portable one "
+    "belvedere was installed without its compiled renderer (that needs a C compiler): the portable one "
     "gives the same pixels more slowly. Install a C compiler and install belvedere again to have it"
 )
 """What to tell a person when `available()` is false."""
