@@ -11,6 +11,7 @@ class WarmupCosine:
     """Linear from `start` to `peak` over `warmup_steps`, then half a cosine to `final` at `total_steps`.
 
     `first` is what step 0 counts as: 1 where a paper's code advances its schedule before the update.
+    `peak_twice`: the last warm-up step has `peak` already, and the first of the cosine again (SwAV).
     Past `total_steps` the cosine turns back, as it does in the authors' code; the value never passes `final`.
     """
 
@@ -20,11 +21,13 @@ class WarmupCosine:
     warmup_steps: int
     total_steps: int
     first: int = 0
+    peak_twice: bool = False
 
     def __call__(self, step: int) -> float:
         s = step + self.first
         if s < self.warmup_steps:
-            return self.start + s / self.warmup_steps * (self.peak - self.start)
+            rise = max(1, self.warmup_steps - 1) if self.peak_twice else self.warmup_steps
+            return self.start + s / rise * (self.peak - self.start)
         progress = (s - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
         value = self.final + (self.peak - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
         return max(self.final, value) if self.final <= self.peak else min(self.final, value)

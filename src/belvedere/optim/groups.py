@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from belvedere.optim.spec import OptimSpec
+from belvedere.optim.larc import LARC
+from belvedere.optim.spec import LARCSpec, OptimSpec
 
 
 class ParameterGroup(Protocol):
@@ -24,20 +25,16 @@ class ParameterGroup(Protocol):
     def lr_scale(self) -> float: ...
 
 
-def build_optimizer(groups: Sequence[ParameterGroup], spec: OptimSpec) -> torch.optim.Optimizer:
-    """AdamW with decoupled decay over the method's groups; `set_` gives it its values every step."""
-    return torch.optim.AdamW(
-        [
-            {"params": group.parameters, "name": group.name, "decay": group.decay, "lr_scale": group.lr_scale}
-            for group in groups
-            if group.parameters
-        ],
-        lr=0.0,
-        betas=spec.betas,
-        eps=spec.eps,
-        weight_decay=0.0,
-        fused=True,
-    )
+def build_optimizer(groups: Sequence[ParameterGroup], spec: OptimSpec | LARCSpec) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the method's groups; `set_` gives it its values every step."""
+    sections = [
+        {"params": group.parameters, "name": group.name, "decay": group.decay, "lr_scale": group.lr_scale}
+        for group in groups
+        if group.parameters
+    ]
+    if isinstance(spec, LARCSpec):
+        return LARC(sections, momentum=spec.momentum, trust=spec.trust, eps=spec.eps)
+    return torch.optim.AdamW(sections, lr=0.0, betas=spec.betas, eps=spec.eps, weight_decay=0.0, fused=True)
 
 
 def set_(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float) -> None:

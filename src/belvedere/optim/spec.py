@@ -43,8 +43,8 @@ class Clip(Settings):
 
 
 class OptimSpec(Settings):
-    """stretch: every schedule is laid out over this many times the run, so that a run ends before its
-    schedules do (MSN: 1.25)."""
+    """AdamW with decoupled decay. stretch: every schedule is laid out over this many times the run, so that a
+    run ends before its schedules do (MSN: 1.25)."""
 
     name: Literal["adamw"]
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]]
@@ -53,3 +53,21 @@ class OptimSpec(Settings):
     weight_decay: DecayRange
     clip: Clip | None
     stretch: Annotated[float, Field(ge=1.0)]
+
+
+class LARCSpec(Settings):
+    """SGD with momentum whose step is, tensor by tensor, the learning rate times `trust` of the tensor's norm
+    (SwAV). eps: what keeps the division by a gradient's norm finite. stretch: as for AdamW."""
+
+    name: Literal["larc"]
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)]
+    trust: Annotated[float, Field(gt=0.0)]
+    eps: NonNegative
+    lr: LearningRate
+    weight_decay: DecayRange
+    clip: Clip | None
+    stretch: Annotated[float, Field(ge=1.0)]
+
+
+AnyOptimSpec = Annotated[OptimSpec | LARCSpec, Field(discriminator="name")]
+"""Any optimizer of a recipe, told apart by its name."""
