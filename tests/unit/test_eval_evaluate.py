@@ -10,13 +10,17 @@ import torch
 from eval_fakes import FakeBackbone, FakeCard, coloured_source, feature_spec
 
 from belvedere.core.errors import EvaluationError
+from belvedere.core.rng import torch_generator
 from belvedere.data.sources.source import subset
 from belvedere.eval import protocols
 from belvedere.eval.evaluate import Evaluation, Options, evaluate
 from belvedere.eval.features import extract
 from belvedere.eval.labelled import Labelled
 from belvedere.eval.linear import ProbeSettings
+from belvedere.eval.linear_pooled import PooledProbeSettings
 from belvedere.eval.predict import predict
+from belvedere.nn.resnet import ResNet
+from belvedere.nn.spec import ResNetSpec
 
 CARD = FakeCard(feature_spec(blocks=2))
 OPTIONS = Options(shots=(1, 3), splits=3, k=5, probe=ProbeSettings(epochs=2, min_steps=30), batch_size=8)
@@ -190,3 +194,39 @@ def test_linear_with_one_image_per_class_says_so() -> None:
     train = Labelled(torch.eye(3), np.arange(3), ("a", "b", "c"))
     with pytest.raises(EvaluationError, match="every class has one labelled image"):
         protocols.linear(train, None, settings=ProbeSettings(), seed=0, device=None)
+
+
+def _resnet() -> ResNet:
+    values = {"name": "resnet", "block": "basic", "blocks": (1, 1, 1, 1), "widen": 1, "width_per_group": 4}
+    network = ResNet(ResNetSpec.model_validate(values | {"stem": "small"}))
+    network.initialize_(torch_generator(0, "resnet"))
+    return network
+
+
+def test_a_pooled_resnet_gets_swavs_linear_protocol_and_others_msns() -> None:
+    source, card = coloured_source({"ant": 10, "bee": 10}), FakeCard(feature_spec(source="pooled"))
+    options = Options(protocols=("linear",))
+    part = evaluate(_resnet(), card, source, options=options).report["linear"]
+    assert part["settings"] == PooledProbeSettings().model_dump()
+    assert part["accuracy"] > 0.6
+    part = evaluate(FakeBackbone(), card, source, options=options).report["linear"]
+    assert part["settings"] == ProbeSettings().model_dump()
+
+
+@pytest.mark.parametrize("with_val", [False, True])
+def test_the_linear_protocol_on_windows(with_val: bool, tmp_path: Path) -> None:
+    card = FakeCard(feature_spec(source="pooled", resize_px=16, crop_px=16))
+    source = coloured_source({"ant": 10, "bee": 10}, broken=frozenset({3}))
+    # another order of classes: labels are matched by name in maps as well
+    val = subset(coloured_source({"ant": 4, "bee": 5}, seed=1), np.argsort([1] * 4 + [0] * 5, kind="stable"))
+    probe = PooledProbeSettings(lr=0.05, epochs=10, min_steps=1, batch=4, window=2, batch_norm=True)
+    options = Options(protocols=("knn", "linear"), k=3, probe=probe)
+    found = evaluate(_resnet(), card, source, val=val if with_val else None, options=options)
+    part = found.report["linear"]
+    assert part["settings"]["window"] == 2
+    assert part["trained"] == (19 if with_val else 10)
+    assert part["scored"] == 9
+    assert part["accuracy"] > 0.8
+    assert list(found.report["unreadable"]) == ["data"]
+    found.save(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["linear"]["settings"]["batch_norm"] is True

@@ -162,7 +162,7 @@ def test_unreadable_images_are_listed() -> None:
     assert np.array_equal(found.index, [1, 2, 3, 5])
     assert len(found.features) == 4
     assert found.unreadable == {"0000.png": "truncated", "0004.png": "truncated"}
-    assert seen == [(2, 6), (4, 6), (6, 6)]
+    assert seen == [(0, 6), (2, 6), (4, 6), (6, 6)]
 
 
 def test_nothing_readable_is_an_error() -> None:

@@ -41,7 +41,7 @@ from belvedere.eval import protocols
 from belvedere.eval.features import Extracted, FeatureCard, Progress, extract
 from belvedere.eval.knn import K
 from belvedere.eval.labelled import Labelled, check_classes, extract_labelled, with_classes_of
-from belvedere.eval.linear import ProbeSettings
+from belvedere.eval.linear_pooled import AnyProbeSettings, published_probe
 from belvedere.eval.predict import Predictions, predict, write_predictions
 from belvedere.eval.report import write_report
 from belvedere.eval.splits import Splits, draw_splits
@@ -56,7 +56,7 @@ StageProgress = Callable[[str, int, int], None]
 
 class Options(Settings):
     """lambd: a fixed regularization in place of the published and the chosen ones. probe: the linear
-    probe's."""
+    protocol's; None for the one published for the backbone (SwAV's for a pooled ResNet, else MSN's)."""
 
     protocols: tuple[Protocol, ...] = PROTOCOLS
     shots: tuple[Count, ...] = (1, 2, 5, 10)
@@ -64,7 +64,7 @@ class Options(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     k: Count = K
     lambd: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
-    probe: ProbeSettings = ProbeSettings()
+    probe: AnyProbeSettings | None = None
     batch_size: Count = 64
     precision: Precision = "float32"
 
@@ -104,7 +104,7 @@ class _Reader:
     progress: StageProgress | None
     unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def labelled(self, stage: str, source: Source) -> Labelled:
+    def labelled(self, stage: str, source: Source, *, window: int | None = None) -> Labelled:
         found, failed = extract_labelled(
             self.backbone,
             self.card,
@@ -112,6 +112,7 @@ class _Reader:
             batch_size=self.options.batch_size,
             device=self.device,
             precision=self.options.precision,
+            window=window,
             progress=self._progress(stage),
         )
         self.unreadable |= {stage: failed} if failed else {}
@@ -176,6 +177,8 @@ def evaluate(
     if "logistic" in options.protocols and list_name is None:
         splits = draw_splits(train.labels, options.shots, splits=options.splits, seed=options.seed)
     report |= _protocols(train, scored, splits, options, device)
+    if "linear" in options.protocols:
+        report["linear"] = _linear(reader, (train, scored), (source, val))
     predicted = None
     if unlabelled is not None:
         found = reader.all("predict", unlabelled)
@@ -202,11 +205,22 @@ def _protocols(
     elif "logistic" in options.protocols:
         assert scored is not None
         parts["logistic"] = protocols.logistic_list(train, scored, lambd=options.lambd, device=device)
-    if "linear" in options.protocols:
-        parts["linear"] = protocols.linear(
-            train, scored, settings=options.probe, seed=options.seed, device=device
-        )
     return parts
+
+
+def _linear(
+    reader: _Reader, rows: tuple[Labelled, Labelled | None], sources: tuple[Source, Source | None]
+) -> dict[str, Any]:
+    """The linear protocol on rows of features, or on windows of the last map where it reads those."""
+    options = reader.options
+    settings = options.probe or published_probe(reader.backbone, reader.card.features)
+    train, scored = rows
+    if settings.window is not None:
+        source, val = sources
+        train = reader.labelled("data", source, window=settings.window)
+        if val is not None:
+            scored = with_classes_of(reader.labelled("val", val, window=settings.window), train)
+    return protocols.linear(train, scored, settings=settings, seed=options.seed, device=reader.device)
 
 
 def _predict_report(train: Labelled, predictions: Predictions) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Features of a frozen backbone: which image goes in, and which tensor is *the* feature, both as its card
-says.
+says; or averages over windows of its last map.
 
-B batch, N images, D feature columns.
+B batch, N images, D feature columns, H x W the cells of the last map.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from belvedere.core.errors import DataError, EvaluationError
 from belvedere.data.decode import UnreadableImage
@@ -47,8 +48,9 @@ class FeatureCard(Protocol):
 
 @dataclass(frozen=True)
 class Extracted:
-    """features [N, D] float32 on the CPU; index [N]: which image of the source each row is, in the order
-    asked for; unreadable: {key: reason} of the images that have no row."""
+    """features [N, D] float32 on the CPU, or [N, D, h, w] where windows were asked for; index [N]: which
+    image of the source each row is, in the order asked for; unreadable: {key: reason} of the images that have
+    no row."""
 
     features: Tensor
     index: NDArray[np.int64]
@@ -119,6 +121,28 @@ def _of_block(block: Block, spec: FeatureSpec, norm: nn.Module) -> list[Tensor]:
     return parts
 
 
+def feature_map(output: Features) -> Tensor:
+    """The last map [B, D, H, W] float32 of a backbone's output, after its final norm."""
+    if output.regions is None or output.grid is None:
+        raise EvaluationError("the backbone gives no map of the whole image that windows could be laid over")
+    cells: Tensor = output.regions.float().transpose(1, 2).unflatten(2, output.grid)
+    return cells
+
+
+def pool_map(cells: Tensor, window: int | None) -> Tensor:
+    """Averages of window x window cells, one cell apart, of maps [B, D, H, W]: [B, D, H - window + 1,
+    W - window + 1]; with None over the whole map: [B, D]."""
+    if window is None:
+        return cells.mean((2, 3))
+    height, width = cells.shape[2:]
+    if not 1 <= window <= min(height, width):
+        raise EvaluationError(
+            f"a window of {window} cells does not fit the last map of {height} x {width}; use 1 to "
+            f"{min(height, width)}, or none for the average of the whole map"
+        )
+    return avg_pool2d(cells, window, stride=1)
+
+
 def extract(
     backbone: nn.Module,
     card: FeatureCard,
@@ -128,11 +152,13 @@ def extract(
     batch_size: int = 64,
     device: torch.device | None = None,
     precision: Precision = "float32",
+    window: int | None = None,
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Extracted:
     """Features of a source's images (or of those at `indices`), in evaluation mode, without gradient.
 
+    window: averages over windows of this many cells of the last map, in place of the card's feature.
     The backbone is moved to `device` and stays there; its training modes come back. Images are read by
     `workers` threads. Raises DataError when no image can be read, EvaluationError for features that are not
     finite.
@@ -149,12 +175,14 @@ def extract(
     rows: list[Tensor] = []
     index: list[int] = []
     unreadable: dict[str, str] = {}
-    with _evaluating(backbone), torch.inference_mode():
+    if progress is not None:
+        progress(0, len(wanted))
+    with evaluating(backbone), torch.inference_mode():
         for done, batch, failed in _read(source, wanted, card, batch_size=batch_size, workers=workers):
             unreadable |= failed
             if batch:
                 images = torch.stack(list(batch.values())).to(device)
-                part = _forward(backbone, images, card.features, precision)
+                part = _forward(backbone, images, card.features, precision, window)
                 _check_finite(part, source, list(batch))
                 rows.append(part)
                 index += batch
@@ -166,11 +194,15 @@ def extract(
     return Extracted(torch.cat(rows).clone(), np.array(index, dtype=np.int64), unreadable)
 
 
-def _forward(backbone: nn.Module, images: Tensor, spec: FeatureSpec, precision: Precision) -> Tensor:
+def _forward(
+    backbone: nn.Module, images: Tensor, spec: FeatureSpec, precision: Precision, window: int | None
+) -> Tensor:
     dtype = next((p.dtype for p in backbone.parameters()), images.dtype)
     norm = backbone.norm
     assert isinstance(norm, nn.Module)
     with networks(precision, images.device):
+        if window is not None:
+            return pool_map(feature_map(backbone(images.to(dtype))), window).cpu()
         output = backbone(images.to(dtype), blocks=0 if spec.source == "pooled" else spec.blocks)
         return feature(output, spec, norm).cpu()
 
@@ -203,7 +235,7 @@ def _read(
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block, and each part's own mode after it."""
     training = {part: part.training for part in module.modules()}
     module.eval()
@@ -215,7 +247,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _check_finite(features: Tensor, source: Source, index: list[int]) -> None:
-    bad = ~torch.isfinite(features).all(1)
+    bad = ~torch.isfinite(features).flatten(1).all(1)
     if bool(bad.any()):
         key = source.key(index[int(bad.nonzero()[0, 0])])
         raise EvaluationError(

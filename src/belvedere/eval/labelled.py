@@ -17,7 +17,8 @@ from belvedere.eval.features import FeatureCard, Progress, extract
 
 @dataclass(frozen=True)
 class Labelled:
-    """features [N, D] float32, labels [N] int64 in 0..C-1, and their C class names."""
+    """features [N, D] float32 (or windows of maps, [N, D, h, w]), labels [N] int64 in 0..C-1, and their C
+    class names."""
 
     features: Tensor
     labels: NDArray[np.int64]
@@ -41,9 +42,11 @@ def extract_labelled(
     batch_size: int,
     device: torch.device | None,
     precision: Precision,
+    window: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Labelled, dict[str, str]]:
-    """The labelled images of a source that can be read, and {key: reason} of those that cannot."""
+    """The labelled images of a source that can be read, and {key: reason} of those that cannot; window: see
+    `extract`."""
     labelled = np.flatnonzero(source.labels >= 0)
     if not len(labelled):
         raise EvaluationError(
@@ -58,6 +61,7 @@ def extract_labelled(
         batch_size=batch_size,
         device=device,
         precision=precision,
+        window=window,
         progress=progress,
     )
     labels = source.labels[extracted.index]

@@ -15,7 +15,8 @@ from belvedere.eval import knn as neighbours
 from belvedere.eval import logistic
 from belvedere.eval.fewshot import few_shot
 from belvedere.eval.labelled import Labelled
-from belvedere.eval.linear import ProbeSettings, train_probe
+from belvedere.eval.linear import train_probe
+from belvedere.eval.linear_pooled import AnyProbeSettings
 from belvedere.eval.report import accuracy, class_report, confusion
 from belvedere.eval.splits import Splits, short_classes, stratified_split
 
@@ -110,7 +111,7 @@ def linear(
     train: Labelled,
     scored: Labelled | None,
     *,
-    settings: ProbeSettings,
+    settings: AnyProbeSettings,
     seed: int,
     device: torch.device | None,
 ) -> dict[str, Any]:
