@@ -6,13 +6,16 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from drive import differing, drain, largest_difference, recipe, session, snapshot
+from drive import NO_OWN_STATE, differing, drain, largest_difference, recipe, session, snapshot
 
-from belvedere.methods.pages import method_names
+from belvedere.core.errors import CheckpointError
+from belvedere.methods.pages import method_names, page
 from belvedere.recipe.load import dump, load_recipe, read_recipe
 
 EXACT = 2e-9
@@ -31,14 +34,24 @@ def _one_thread() -> None:
 
 
 def test_gradients_reach_the_student_and_not_the_teacher(method: str, images: Path, tmp_path: Path) -> None:
-    run = session(recipe(method, images, tmp_path, ["backbone.drop_path=0.0"]))
-    before = {name: p.detach().clone() for name, p in run.method.teacher.named_parameters()}
+    run = session(recipe(method, images, tmp_path, drop_path=0.0))
     (report,) = drain(run, until=1)
     without = [name for name, norm in zip(report.names, report.norms, strict=True) if not norm > 0]
     # Biases in front of a BatchNorm, and the norm in front of one, have no gradient but rounding: not listed.
     assert without == [], "no gradient reached these student parameters"
-    assert all(p.grad is None for p in run.method.teacher.parameters())
-    moved = [n for n, p in run.method.teacher.named_parameters() if not torch.equal(p, before[n])]
+
+
+def test_a_teacher_follows_without_gradient(method: str, images: Path, tmp_path: Path) -> None:
+    run = session(recipe(method, images, tmp_path, drop_path=0.0))
+    networks = run.method.networks()
+    assert "student" in networks
+    if "teacher" not in networks:
+        assert not page(method).build.teacher_roles, "views for a teacher that is not there"
+        return
+    before = {name: p.detach().clone() for name, p in networks["teacher"].named_parameters()}
+    drain(run, until=1)
+    assert all(p.grad is None for p in networks["teacher"].parameters())
+    moved = [n for n, p in networks["teacher"].named_parameters() if not torch.equal(p, before[n])]
     assert moved, "the teacher did not follow"
 
 
@@ -76,14 +89,51 @@ def test_loader_workers_change_no_bit(method: str, images: Path, tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", ["null", "3"])
 def test_two_processes_equal_one(method: str, images: Path, tmp_path: Path, micro_batch: str) -> None:
-    alone = session(recipe(method, images, tmp_path / "alone", ["train.precision=float64"]))
+    overrides = ["train.precision=float64", *NO_OWN_STATE.get(method, ())]
+    vit = micro_batch != "null"
+    alone = session(recipe(method, images, tmp_path / "alone", overrides, vit=vit))
     drain(alone, until=5)
-    overrides = ["train.precision=float64", f"run.micro_batch={micro_batch}"]
-    two = Path(__file__).with_name("two_processes.py")
-    out = tmp_path / "two.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(two)]
+    overrides += [f"run.micro_batch={micro_batch}"]
+    together = _two_processes(method, images, tmp_path / "two", overrides, vit=vit)
+    assert largest_difference(_shared(snapshot(alone)), _shared(together)) < EXACT
+
+
+def _shared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What is the same on every process."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith("rank")}
+
+
+@pytest.mark.slow
+def test_what_each_process_has_to_itself_is_resumed(method: str, images: Path, tmp_path: Path) -> None:
+    own = session(recipe(method, images, tmp_path / "any")).own_state()
+    if not own:
+        pytest.skip(f"{method} has no state that differs between processes")
+    whole = _two_processes(method, images, tmp_path / "whole")
+    parts = _two_processes(method, images, tmp_path / "parts", stop=4)
+    assert differing(whole, parts) == []
+    for name in own:
+        ranks = [whole[f"rank{rank}/method/{name}"] for rank in (0, 1)]
+        assert not torch.equal(*ranks), "both processes have the same"
+    with pytest.raises(CheckpointError, match="written by 2 processes that have state of their own"):
+        session(recipe(method, images, tmp_path / "parts"), resume=True)
+
+
+def _two_processes(
+    method: str,
+    images: Path,
+    directory: Path,
+    overrides: Sequence[str] = (),
+    *,
+    vit: bool = False,
+    stop: int = 0,
+) -> dict[str, torch.Tensor]:
+    """The state after 5 steps on two processes. stop: the step at which to save and take up again."""
+    out = directory.with_suffix(".pt")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    script = str(Path(__file__).with_name("two_processes.py"))
+    arguments = [method, str(images), str(directory), str(out), str(stop), "5", str(vit), *overrides]
     done = subprocess.run(
-        [*command, method, str(images), str(tmp_path / "two"), str(out), "5", *overrides],
+        [*command, script, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -91,8 +141,8 @@ def test_two_processes_equal_one(method: str, images: Path, tmp_path: Path, micr
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    together = torch.load(out, weights_only=True)
-    assert largest_difference(snapshot(alone), together) < EXACT
+    together: dict[str, torch.Tensor] = torch.load(out, weights_only=True)
+    return together
 
 
 # 5. Accumulation
@@ -100,8 +150,8 @@ def test_two_processes_equal_one(method: str, images: Path, tmp_path: Path, micr
 
 def test_micro_batches_equal_one_batch(method: str, images: Path, tmp_path: Path) -> None:
     overrides = ["train.precision=float64"]
-    whole = session(recipe(method, images, tmp_path, overrides))
-    parts = session(recipe(method, images, tmp_path, [*overrides, "run.micro_batch=3"]))
+    whole = session(recipe(method, images, tmp_path, overrides, vit=True))
+    parts = session(recipe(method, images, tmp_path, [*overrides, "run.micro_batch=3"], vit=True))
     for run in (whole, parts):
         drain(run, until=5)
     assert len(parts.spread.cuts(_rows(8))) == 3
@@ -121,14 +171,16 @@ def _rows(count: int):  # type: ignore[no-untyped-def]
 @pytest.mark.slow
 def test_learns_and_does_not_collapse(method: str, tmp_path: Path) -> None:
     from belvedere.data.sources import open_source
+    from belvedere.eval.features import extract
     from belvedere.eval.knn import knn_predict
+    from belvedere.train.export import card
 
     run = session(load_recipe(f"tiny/{method}", [f"run.dir={tmp_path}", "run.workers=0", "run.device=cpu"]))
     train, test = (open_source("digits", split=split) for split in ("train", "test"))
 
     def score() -> float:
         backbone = run.method.export().backbone.eval()
-        features = [_class_tokens(backbone, source.pixels, run.recipe) for source in (train, test)]
+        features = [extract(backbone, card(run), source).features for source in (train, test)]
         run.method.train()
         labels = torch.from_numpy(train.labels)
         predicted = knn_predict(features[1], features[0], labels, num_classes=10).numpy()
@@ -138,14 +190,8 @@ def test_learns_and_does_not_collapse(method: str, tmp_path: Path) -> None:
     reports = drain(run, until=400)
     assert score() > untrained + 0.05
     entropies = [float(report.losses.watch["mean_entropy"]) for report in reports[-20:]]
-    assert min(entropies) > 0.5 * math.log(run.recipe.method.prototypes)  # type: ignore[attr-defined]
-
-
-def _class_tokens(backbone, pixels, of):  # type: ignore[no-untyped-def]
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float() / 255
-    images = (images - torch.tensor(of.data.mean).view(-1, 1, 1)) / torch.tensor(of.data.std).view(-1, 1, 1)
-    with torch.no_grad():
-        return backbone(images, blocks=1).blocks[-1].cls
+    prototypes = run.recipe.method.prototypes  # type: ignore[attr-defined]
+    assert min(entropies) > 0.5 * math.log(np.mean(prototypes))
 
 
 # 8. Round trips

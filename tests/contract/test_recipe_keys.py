@@ -21,14 +21,22 @@ TINY = [name for name in recipe_names() if name.startswith("tiny/")]
 # Reading a key here does not make it count: these validate, compare, save or print it.
 _ONLOOKERS = ("pydantic", "belvedere.recipe.", "belvedere.commands.", "belvedere.viz.")
 _ACTING = ("belvedere.recipe.plan",)  # all of it but:
-_ONLOOKING_FUNCTIONS = {"table", "to_dict", "_warnings", "_fits", "mistakes", "_ordered", "_is_a_path"}
+_ONLOOKING_FUNCTIONS = {"table", "to_dict", "_warnings", "_fits", "mistakes", "_ordered", "_is_a_path"} | {
+    "misfits",
+    "remarks",
+    "doubts",
+}
+
+_ACTING_PARTS_OF_SPECS = {"planes", "inner_width", "channels"}  # a ResNet is built from these
 
 
 def _counts(module: str, qualified_name: str) -> bool:
     """Whether code there acts on what it reads. A `Settings`' own validators do not."""
     names = set(qualified_name.split("."))
-    if names & _ONLOOKING_FUNCTIONS or module.endswith(".spec") or module == __name__:
+    if names & _ONLOOKING_FUNCTIONS or module == __name__:
         return False
+    if module.endswith(".spec"):
+        return bool(names & _ACTING_PARTS_OF_SPECS)
     return module in _ACTING or not module.startswith(_ONLOOKERS)
 
 
@@ -77,8 +85,11 @@ def _is_a_tag(recipe: Recipe, path: tuple[str, ...]) -> bool:
 
 
 def unread(recipe: Recipe, read: set[tuple[str, ...]]) -> list[str]:
-    """Dotted keys that nobody acted on. `published` is for people."""
+    """Dotted keys that nobody acted on. `published` is for people; the pooled output leaves no choice of
+    blocks and norm."""
     keys = {path for path, _ in flat(recipe.model_dump()) if path[0] != "published"}
+    if recipe.features.source == "pooled":
+        keys -= {("features", "blocks"), ("features", "norm")}
     return sorted(".".join(path) for path in keys - read if not _is_a_tag(recipe, path))
 
 

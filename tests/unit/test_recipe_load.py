@@ -117,7 +117,7 @@ def test_the_roles_a_method_can_do_without_may_be_absent(tmp_path: Path) -> None
         ("method.temperature=0", "it must be a number above 0"),
         ("method.temperature=.inf", "inf is not allowed; it must be a number above 0"),
         ("method.sharpen.start=.nan", "nan is not allowed; it must be a number"),
-        ("method.name=msm", "method.name: the text 'msm' is no method; it must be one of msn"),
+        ("method.name=msm", "method.name: the text 'msm' is no method; it must be one of "),
         ("method=null", "method: null is not allowed; it must be a section"),
         (
             "data.path=2024",

@@ -8,7 +8,9 @@ import pytest
 
 import belvedere
 from belvedere.core.errors import RecipeError
+from belvedere.methods import swav
 from belvedere.methods.pages import method_names
+from belvedere.nn.spec import ResNetSpec
 from belvedere.recipe.load import load_recipe
 from belvedere.recipe.schema import Published
 from belvedere.recipe.shipped import recipe_names, recipe_text
@@ -23,6 +25,21 @@ PAPER = {
     "msn/vitl16": (None, None, None, 70.1, None),
     "msn/vitl7": (57.1, 66.4, 72.1, 75.1, 80.7),
 }
+# Caron et al. 2020, models of their README: linear evaluation, published file, epochs, batch, queue
+SWAV: dict[str, tuple[float, str | None, int, int, tuple[int, int] | None]] = {
+    "swav/rn50-800ep": (75.3, "swav_800ep", 800, 4096, None),
+    "swav/rn50-400ep": (74.6, "swav_400ep", 400, 4096, None),
+    "swav/rn50-200ep": (73.9, "swav_200ep", 200, 4096, None),
+    "swav/rn50-100ep": (72.1, "swav_100ep", 100, 4096, None),
+    "swav/rn50-200ep-b256": (72.7, "swav_200ep_bs256", 200, 256, (3840, 15)),
+    "swav/rn50-400ep-b256": (74.3, "swav_400ep_bs256", 400, 256, (3840, 15)),
+    "swav/rn50-400ep-2x224": (70.1, "swav_400ep_2x224", 400, 4096, None),
+    "swav/rn50w2-400ep": (77.3, "swav_RN50w2_400ep", 400, 4096, None),
+    "swav/rn50w4-400ep": (77.9, "swav_RN50w4_400ep", 400, 2560, (2560, 0)),
+    "swav/rn50w5-400ep": (78.5, None, 400, 2560, (2560, 0)),
+}
+_CARON = "arXiv 2006.09882"
+ARXIV = {"msn": "arXiv 2204.07141", "swav": _CARON, "deepcluster": _CARON, "sela": _CARON}
 PROTOCOLS = ("1 image per class", "2 images per class", "5 images per class", "1% of labels", "linear")
 
 
@@ -54,7 +71,7 @@ def test_a_recipe_opens_with_what_it_reaches_and_how_to_run_it(name: str) -> Non
     assert f"belvedere pretrain {name}" in comment
     for accuracy in accuracies.values():
         assert str(accuracy) in comment
-    assert ("arXiv 2204.07141" if accuracies else "No paper has this run") in comment
+    assert (ARXIV[load_recipe(name).method.name] if accuracies else "No paper has this run") in comment
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -94,6 +111,33 @@ def test_published_settings_of_the_released_files() -> None:
     for name, shape in shapes.items():
         spec = load_recipe(f"msn/{name}").backbone
         assert (spec.width, spec.depth, spec.heads, spec.patch_px) == shape
+
+
+@pytest.mark.parametrize("name", SWAV)
+def test_published_runs_of_swav(name: str) -> None:
+    accuracy, file, epochs, batch, queue = SWAV[name]
+    recipe, published = load_recipe(name), _published(name)
+    method, widened = recipe.method, name.startswith("swav/rn50w")
+    assert isinstance(method, swav.Options)
+    assert isinstance(recipe.backbone, ResNetSpec)
+    assert published.accuracy == {"linear": accuracy}
+    assert published.weights == (f"{file}_pretrain.pth.tar" if file else None)
+    assert (recipe.train.epochs, recipe.train.global_batch) == (epochs, batch)
+    assert (method.queue and (method.queue.length, method.queue.start_epoch)) == queue
+    assert (method.prototypes, method.head.out, method.head.hidden) == (3000, 128, 8192 if widened else 2048)
+    assert recipe.backbone.widen == (int(name[10]) if widened else 1)
+    small_batch = batch == 256
+    assert method.freeze_prototypes_steps == (5005 if small_batch else 313)
+    lr = recipe.optim.lr
+    assert (lr.peak, lr.final) == ((0.6, 6e-4) if small_batch else (4.8, 4.8e-3))
+    assert (lr.start, lr.warmup_epochs) == ((0.6, 0) if small_batch else (0.3, 10))
+    views = {role: (view.count, view.px, view.scale) for role, view in recipe.views.items()}
+    two, four = name.endswith("2x224"), name in ("swav/rn50w4-400ep", "swav/rn50w5-400ep")
+    assert views.pop("global") == (2, 224, (0.08 if two or four else 0.14, 1.0))
+    local = (4 if widened else 6, 96, (0.08 if four else 0.05, 0.14))
+    assert views == ({} if two else {"local": local})
+    assert recipe.data.std == (0.228, 0.224, 0.225)
+    assert bool(published.unknown) == (file is None)
 
 
 def test_the_large_model_keeps_clear_of_masks_it_diverged_with() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from belvedere.commands.options import command_parser, path
 from belvedere.core.errors import EXIT_DONE, UsageError
 from belvedere.core.log import say, table
+
+if TYPE_CHECKING:
+    from belvedere.nn.spec import BackboneSpec
 
 _DESCRIPTION = """\
 Convert a published checkpoint into a folder that `belvedere evaluate` and `belvedere embed` read: safetensors
@@ -41,15 +45,20 @@ def run(args: argparse.Namespace) -> int:
 
     _refuse_to_replace(args.out, args.file)
     card = import_checkpoint(args.file, args.out, architecture=args.architecture)
-    spec = card.backbone
     rows = [
-        ("network", f"ViT, width {spec.width}, depth {spec.depth}, patches of {spec.patch_px} px"),
+        ("network", _told(card.backbone)),
         ("licence", card.licence or "not stated"),
         *((f"left out: {name}", reason) for name, reason in card.dropped.items()),
     ]
     table(f"{args.file} is now in {args.out}", rows)
     say(f"next: belvedere evaluate {args.out} --data DIR")
     return EXIT_DONE
+
+
+def _told(spec: BackboneSpec) -> str:
+    if spec.name == "vit":
+        return f"ViT, width {spec.width}, depth {spec.depth}, patches of {spec.patch_px} px"
+    return f"ResNet, {spec.block} blocks {', '.join(map(str, spec.blocks))}, {spec.widen} times as wide"
 
 
 def _refuse_to_replace(out: Path, file: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -23,6 +25,19 @@ class Batch:
     rows: range
     flags: dict[str, Tensor] = field(default_factory=dict)
     draws: dict[str, Tensor] = field(default_factory=dict)
+
+    def runs(self, roles: Iterable[str]) -> list[Tensor]:
+        """The views of these roles in order, consecutive ones of one size together: [V, B, 3, H, W] each."""
+        runs: list[list[Tensor]] = []
+        for role in roles:
+            view = self.views.get(role)
+            if view is None:
+                continue
+            if runs and runs[-1][0].shape[-1] == view.shape[-1]:
+                runs[-1].append(view)
+            else:
+                runs.append([view])
+        return [run[0] if len(run) == 1 else torch.cat(run) for run in runs]
 
     def part(self, start: int, stop: int) -> Batch:
         """Rows start..stop of this batch, as a micro-batch; `draws` belong to the whole batch and stay."""

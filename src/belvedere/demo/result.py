@@ -20,6 +20,7 @@ from belvedere.eval.predict import Predictions
 from belvedere.eval.report import write_report
 from belvedere.eval.words import answer, table
 from belvedere.methods import msn
+from belvedere.nn.spec import ViTSpec
 from belvedere.recipe.load import recipe_hash
 from belvedere.recipe.schema import Recipe
 from belvedere.train.run import METRICS_NAME, Outcome
@@ -111,7 +112,7 @@ def _draw_views(path: Path, recipe: Recipe, train: Source) -> None:
         mean=recipe.data.mean,
         std=recipe.data.std,
         originals=[read(train, int(index)) for index in batch.index[shown]],
-        kept={"anchor": KeptPatches(kept, recipe.backbone.patch_px)},
+        kept={"anchor": KeptPatches(kept, _network(recipe).patch_px)},
         count=_NUM_SHOWN,
     )
 
@@ -135,6 +136,11 @@ def _best_row(scored: Scored) -> str:
 def _options(recipe: Recipe) -> msn.Options:
     assert isinstance(recipe.method, msn.Options)
     return recipe.method
+
+
+def _network(recipe: Recipe) -> ViTSpec:
+    assert isinstance(recipe.backbone, ViTSpec), "MSN works with nothing else"
+    return recipe.backbone
 
 
 def _report(recipe: Recipe, outcome: Outcome, scored: Scored) -> dict[str, Any]:

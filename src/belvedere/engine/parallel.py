@@ -1,9 +1,10 @@
 """How a whole method is spread over processes and micro-batches without changing what it computes.
 
 The student is wrapped by DistributedDataParallel; gradients of trainable parameters outside it (MSN's
-prototypes) are averaged here. BatchNorm spans all processes. With a micro-batch, features of all rows are
-encoded without gradient, the loss sees them together once, and each micro-batch is encoded again to carry
-its share of the gradient into the backbone: equal to the large batch, not an approximation of it.
+prototypes) are averaged here. BatchNorm spans all processes, or groups of them. With a micro-batch, features
+of all rows are encoded without gradient, the loss sees them together once, and each micro-batch is encoded
+again to carry its share of the gradient into the backbone: equal to the large batch, not an approximation of
+it. Only a backbone's BatchNorm sees the micro-batch alone, as that of so many separate processes would.
 """
 
 from __future__ import annotations
@@ -86,9 +87,12 @@ class Spread:
         commit_(self.method)
 
 
-def prepare_(method: nn.Module, *, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a method to its device and type, in train mode (teachers too), BatchNorm over all processes."""
-    globalize_(method)
+def prepare_(
+    method: nn.Module, *, device: torch.device, dtype: torch.dtype, batch_norm_group: int | None = None
+) -> None:
+    """Move a method to its device and type, in train mode (teachers too), BatchNorm over all processes or
+    groups of so many."""
+    globalize_(method, group=batch_norm_group)
     method.to(device=device, dtype=dtype)
     method.train()
 

@@ -7,6 +7,7 @@ this order every step:
 =================  ====================================  ==========================================
 call               may                                   may not
 =================  ====================================  ==========================================
+`allocate`         make buffers as large as the run asks (once, before the first step)
 `start_epoch`      cluster, assign                       draw outside its scope
 `start_step`       touch a parameter before the forward
 `encode_student`   run the student's backbone by rows    use a statistic over rows that it owns
@@ -19,6 +20,9 @@ call               may                                   may not
 With accumulation the two `encode` calls are made once per micro-batch and `encode_student` again with
 gradient, in the same scope; `loss` sees all rows of the process, once. So a non-finite step stops before
 anything changed, and accumulation over micro-batches equals the large batch.
+
+State that differs between processes (a queue, a memory bank) is in buffers that `per_rank_state` names:
+checkpoints keep them per process, and a run that has any continues on as many processes only.
 
 Legend: B rows (images) of this process, V views, D width, K prototypes.
 """
@@ -60,6 +64,26 @@ class Clock:
         return self.step / self.total_steps
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How large a run is. images: that there are, of which `steps_per_epoch * global_batch` are seen in an
+    epoch; batch: rows of one process."""
+
+    images: int
+    epochs: int
+    steps_per_epoch: int
+    global_batch: int
+    world_size: int
+
+    @property
+    def batch(self) -> int:
+        return self.global_batch // self.world_size
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
 @dataclass
 class Losses:
     """total: what is differentiated; terms: its parts, as reported; watch: numbers that say how the run is
@@ -86,22 +110,37 @@ class Kept:
     """What outlives training: the backbone to use, and what the method trained on top of it, by name."""
 
     backbone: nn.Module
-    heads: dict[str, nn.Module | Tensor]
+    heads: Mapping[str, nn.Module | Tensor]
 
 
 class Method(nn.Module):
-    """Base of all methods. `student` is trained (and wrapped for several processes); `teacher` follows it.
+    """Base of all methods. `student` is trained (and wrapped for several processes); `teacher`, where there
+    is one, follows it.
 
     A method page also defines `Options`, its `Settings` under `method:` in the recipe, and `build`, which
     makes the method of options, a backbone and a seed. roles: the views it works on; optional_roles: those of
-    them that a recipe may leave out.
+    them that a recipe may leave out; teacher_roles: those that the student does not see. backbones: what it
+    works with, by their names in a recipe. schedule_first, peak_twice: how its paper's code counts schedules
+    (`first` and `peak_twice` of `WarmupCosine`). per_rank_state: the buffers, by their names in the state
+    dict, that differ between processes; those that are None do not count.
     """
 
     roles: tuple[str, ...] = ()
     optional_roles: tuple[str, ...] = ()
-    per_rank_state: bool = False
+    teacher_roles: tuple[str, ...] = ()
+    backbones: tuple[str, ...] = ("vit", "resnet")
+    schedule_first: int = 0
+    peak_twice: bool = False
+    per_rank_state: tuple[str, ...] = ()
     student: nn.Module
     teacher: nn.Module
+
+    def networks(self) -> dict[str, nn.Module]:
+        """`student` and, where there is one, `teacher`."""
+        return {name: child for name, child in self.named_children() if name in ("student", "teacher")}
+
+    def allocate(self, extent: Extent) -> None:
+        """Make the buffers whose size depends on the run. Called once, before anything is loaded."""
 
     def draws(self, generator: torch.Generator, batch: Batch) -> dict[str, Tensor]:
         """What the method draws for the whole global batch, keyed by the step."""
@@ -147,4 +186,20 @@ class MethodOptions(Settings):
 
         views: {role: (how many, patches of one)}; only roles the method knows.
         """
+        return []
+
+    def num_seen(self, role: str, patches: int) -> int:
+        """How many of the patches of a view of this role the student sees."""
+        return patches
+
+    def misfits(self, extent: Extent) -> list[tuple[str, str]]:
+        """What this run cannot have, as (dotted key to change, words)."""
+        return []
+
+    def remarks(self, extent: Extent) -> list[tuple[str, str]]:
+        """What this run makes of the options, as (what, value) rows of the plan's table."""
+        return []
+
+    def doubts(self, extent: Extent) -> list[str]:
+        """What is allowed and probably not meant in this run: `dotted key: words`."""
         return []

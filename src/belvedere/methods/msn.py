@@ -63,6 +63,9 @@ class Options(MethodOptions):
         """How many of an anchor's patches the student sees: the product cut, as the authors cut it."""
         return int(patches * (1 - self.patch_drop))
 
+    def num_seen(self, role: str, patches: int) -> int:
+        return self.num_kept(patches) if role == "anchor" else patches
+
     def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
         """One target per image, and at least one patch left of a large anchor."""
         found = []
@@ -96,6 +99,9 @@ class MSN(Method):
 
     roles = ("target", "anchor", "focal")
     optional_roles = ("focal",)
+    teacher_roles = ("target",)
+    backbones = ("vit",)  # patches of the anchors are dropped
+    schedule_first = 1  # learning rate and decay advance before the update
 
     def __init__(self, options: Options, backbone: ViT, *, seed: int) -> None:
         super().__init__()
@@ -139,7 +145,7 @@ class MSN(Method):
         """One pass per run of equal sizes; only the first (the large anchors) loses patches."""
         keep = self._kept(batch.draws["patch_order"])
         encoded: Encoded = {}
-        for number, views in enumerate(_runs_of_equal_size(batch)):  # [V, B, 3, H, W]
+        for number, views in enumerate(batch.runs(("anchor", "focal"))):  # [V, B, 3, H, W]
             h = student(views.flatten(0, 1), part="backbone", keep=keep if number == 0 else None)
             encoded[f"anchors_{number}"] = h.unflatten(0, views.shape[:2])  # [V, B, D]
         return encoded
@@ -183,16 +189,6 @@ class MSN(Method):
 
 
 build = MSN
-
-
-def _runs_of_equal_size(batch: Batch) -> list[Tensor]:
-    """Anchors, then focal views; consecutive views of one size together: [V, B, 3, H, W] each."""
-    anchor, focal = batch.views["anchor"], batch.views.get("focal")
-    if focal is None:
-        return [anchor]
-    if focal.shape[-1] == anchor.shape[-1]:
-        return [torch.cat([anchor, focal])]
-    return [anchor, focal]
 
 
 def msn_loss(

@@ -12,8 +12,8 @@ from typing import Any
 from belvedere.data.spec import ViewSpec
 from belvedere.methods.method import MethodOptions
 from belvedere.methods.pages import page
-from belvedere.nn.spec import FeatureSpec, HeadSpec, ViTSpec
-from belvedere.optim.spec import OptimSpec, Range
+from belvedere.nn.spec import BackboneSpec, FeatureSpec, HeadSpec, ResNetSpec
+from belvedere.optim.spec import AnyOptimSpec, Range
 from belvedere.recipe.explain import did_you_mean
 from belvedere.recipe.schema import Published, Recipe, RunSpec, TrainSpec
 from belvedere.recipe.text import Path
@@ -35,9 +35,19 @@ def _roles(method_name: str, roles: tuple[str, ...]) -> Findings:
             yield ("views", role), f"{words} (its views: {', '.join(build.roles)})"
 
 
-def _method_views(method: MethodOptions, views: Views, backbone: ViTSpec) -> Findings:
-    known = {role: view for role, view in views.items() if role in page(method.name).build.roles}
-    sizes = {role: (view.count, (view.px // backbone.patch_px) ** 2) for role, view in known.items()}
+def _backbone(method_name: str, backbone: BackboneSpec) -> Findings:
+    able = page(method_name).build.backbones
+    if backbone.name not in able:
+        words = f"{backbone.name} is not allowed; {method_name} works with {', '.join(able)}"
+        yield ("backbone", "name"), words
+
+
+def _method_views(method: MethodOptions, views: Views, backbone: BackboneSpec) -> Findings:
+    build = page(method.name).build
+    if backbone.name not in build.backbones:
+        return
+    known = {role: view for role, view in views.items() if role in build.roles}
+    sizes = {role: (view.count, backbone.num_patches(view.px)) for role, view in known.items()}
     for key, words in method.mistakes(sizes):
         yield tuple(key.split(".")), words
 
@@ -48,18 +58,27 @@ def _multiples(given_px: int, patch_px: int) -> str:
     return f"{given_px} is no multiple of backbone.patch_px, {patch_px}; the nearest are {nearest}"
 
 
-def _view_sizes(backbone: ViTSpec, views: Views) -> Findings:
+def _view_sizes(backbone: BackboneSpec, views: Views) -> Findings:
     for role, view in views.items():
-        if view.px % backbone.patch_px:
-            yield ("views", role, "px"), _multiples(view.px, backbone.patch_px)
+        if view.px % backbone.multiple_px:
+            yield ("views", role, "px"), _multiples(view.px, backbone.multiple_px)
 
 
-def _features(backbone: ViTSpec, features: FeatureSpec) -> Findings:
-    if features.crop_px % backbone.patch_px:
-        yield ("features", "crop_px"), _multiples(features.crop_px, backbone.patch_px)
+def _features(backbone: BackboneSpec, features: FeatureSpec) -> Findings:
+    if features.crop_px % backbone.multiple_px:
+        yield ("features", "crop_px"), _multiples(features.crop_px, backbone.multiple_px)
     if features.blocks > backbone.depth:
         words = f"{features.blocks} blocks of a backbone with depth {backbone.depth}; give at most its depth"
         yield ("features", "blocks"), words
+    if isinstance(backbone, ResNetSpec):
+        if "cls" in features.source:
+            words = f"{features.source} is not allowed; a ResNet has no class token; give pooled or mean"
+            yield ("features", "source"), words
+        elif features.norm != "none":
+            yield (
+                ("features", "norm"),
+                f"{features.norm} has no effect; a ResNet has no final norm; give none",
+            )
 
 
 def _photometry(views: Views) -> Findings:
@@ -78,7 +97,7 @@ def _photometry(views: Views) -> Findings:
             yield (*path, "blur", "p"), "0 leaves blur.radius without effect; write blur: null"
 
 
-def _learning_rate(optim: OptimSpec) -> Findings:
+def _learning_rate(optim: AnyOptimSpec) -> Findings:
     lr, path = optim.lr, ("optim", "lr")
     if lr.peak == 0:
         yield (*path, "peak"), "0 trains nothing; give a number more than 0"
@@ -92,7 +111,7 @@ def _learning_rate(optim: OptimSpec) -> Findings:
         yield (*path, "start"), words
 
 
-def _lengths(optim: OptimSpec, train: TrainSpec) -> Findings:
+def _lengths(optim: AnyOptimSpec, train: TrainSpec) -> Findings:
     longest = optim.stretch * train.epochs
     if optim.lr.warmup_epochs > longest:
         words = f"{optim.lr.warmup_epochs:g} is longer than the schedule: "
@@ -109,13 +128,21 @@ def _milestones(run: RunSpec, train: TrainSpec) -> Findings:
         yield ("run", "milestone_epochs"), words + "write null or give a smaller one"
 
 
-def _batch_norm(method: MethodOptions, train: TrainSpec) -> Findings:
+def _batch_norm(method: MethodOptions, backbone: BackboneSpec, train: TrainSpec) -> Findings:
+    """BatchNorm needs more than one image, and its groups need a BatchNorm."""
     head = getattr(method, "head", None)
-    if isinstance(head, HeadSpec) and head.batch_norm and train.global_batch < 2:
+    in_head, in_backbone = getattr(head, "batch_norm", False), isinstance(backbone, ResNetSpec)
+    if train.global_batch < 2 and (in_backbone or (isinstance(head, HeadSpec) and in_head)):
+        key = "the backbone's BatchNorm" if in_backbone else "method.head.batch_norm"
         words = (
-            f"{train.global_batch} is too small for method.head.batch_norm, which needs the statistics of "
+            f"{train.global_batch} is too small for {key}, which needs the statistics of at least 2 images"
         )
-        yield ("train", "global_batch"), words + "at least 2 images"
+        yield ("train", "global_batch"), words
+    if train.batch_norm_group is not None and not (in_head or in_backbone):
+        words = (
+            f"{train.batch_norm_group} has no effect: neither backbone nor head has a BatchNorm; write null"
+        )
+        yield ("train", "batch_norm_group"), words
 
 
 def _method_ranges(method: MethodOptions) -> Findings:
@@ -142,6 +169,7 @@ def flat(values: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any
 
 _CHECKS: tuple[tuple[Callable[..., Findings], tuple[str, ...]], ...] = (
     (_roles, ("method_name", "roles")),
+    (_backbone, ("method_name", "backbone")),
     (_method_ranges, ("method",)),
     (_method_views, ("method", "views", "backbone")),
     (_view_sizes, ("backbone", "views")),
@@ -150,7 +178,7 @@ _CHECKS: tuple[tuple[Callable[..., Findings], tuple[str, ...]], ...] = (
     (_learning_rate, ("optim",)),
     (_lengths, ("optim", "train")),
     (_milestones, ("run", "train")),
-    (_batch_norm, ("method", "train")),
+    (_batch_norm, ("method", "backbone", "train")),
 )
 
 

@@ -95,29 +95,42 @@ def fields_at(path: Path, values: Mapping[str, Any]) -> dict[str, FieldInfo] | N
     values: the recipe's, which name the method whose options stand under `method`.
     """
     model: Any = Recipe
+    inner: Any = values
     for part in path:
         if isinstance(model, type) and issubclass(model, Settings):
             field = model.model_fields.get(part)
-            model = None if field is None else _model(field.annotation, values)
+            inner = inner.get(part) if isinstance(inner, Mapping) else None
+            model = None if field is None else _model(field.annotation, values, inner)
         elif typing.get_origin(model) is dict:
-            model = _model(typing.get_args(model)[1], values)
+            inner = inner.get(part) if isinstance(inner, Mapping) else None
+            model = _model(typing.get_args(model)[1], values, inner)
         else:
             return None
     return model.model_fields if isinstance(model, type) and issubclass(model, Settings) else None
 
 
-def _model(annotation: Any, values: Mapping[str, Any]) -> Any:
-    """The settings class or dict type that an annotation holds, if any."""
+def _model(annotation: Any, values: Mapping[str, Any], section: Any) -> Any:
+    """The settings class or dict type that an annotation holds; of several, the one `section` names."""
     if annotation is MethodOptions:
         section = values.get("method")
         name = section.get("name") if isinstance(section, Mapping) else None
         return page(name).Options if name in method_names() else MethodOptions
     if typing.get_origin(annotation) in (Union, types.UnionType):
-        found = [_model(part, values) for part in typing.get_args(annotation)]
-        return next((part for part in found if part is not None), None)
+        found = [_model(part, values, section) for part in typing.get_args(annotation)]
+        known: list[Any] = [part for part in found if part is not None]
+        named = {name: part for part in known for name in _names_of(part)}
+        name = section.get("name") if isinstance(section, Mapping) else None
+        return named.get(name, known[0] if known else None)
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return annotation
     return annotation if typing.get_origin(annotation) is dict else None
+
+
+def _names_of(model: Any) -> tuple[Any, ...]:
+    """What `name` may be in a section of this class, where that tells it apart from others."""
+    fields = model.model_fields if isinstance(model, type) and issubclass(model, Settings) else {}
+    annotation: Any = fields["name"].annotation if "name" in fields else None
+    return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
 
 
 def allowed_at(path: Path, values: Mapping[str, Any]) -> str | None:
@@ -151,12 +164,14 @@ def explain(error: ValidationError, values: Mapping[str, Any]) -> list[tuple[Pat
     """Each mistake as (path of the key, words), one per path, in the order found."""
     found: dict[Path, str] = {}
     for part in error.errors(include_url=False):
-        full = tuple(str(step) for step in part["loc"])
+        full = _without_tags(tuple(str(step) for step in part["loc"]), values)
         path, value = _value_at(full, values)
         if part["type"] == "missing" and isinstance(value, Mapping):
             found.setdefault(full, f"is missing; it must be {allowed_at(full, values)}")
         elif part["type"] == "extra_forbidden":
             found.setdefault(path, _unknown_key(path, values))
+        elif part["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            found.setdefault(*_unknown_tag(path, value, part["type"] == "union_tag_invalid"))
         elif part["type"] == "method_name":
             found.setdefault(*_unknown_method(value))
         elif part["type"] == "value_error":
@@ -175,6 +190,28 @@ def _wrong_value(path: Path, value: Any, values: Mapping[str, Any], message: str
     elif expected and expected.startswith(("text", "null or text")) and not isinstance(value, (str, Mapping)):
         words += " (put it in quotes if it is meant as text)"
     return words
+
+
+def _without_tags(path: Path, values: Mapping[str, Any]) -> Path:
+    """A location without the names of classes that stand behind a section told apart by its name."""
+    section: Any = values
+    kept: list[str] = []
+    for part in path:
+        if isinstance(section, Mapping) and part not in section and section.get("name") == part:
+            continue
+        kept.append(part)
+        section = section.get(part) if isinstance(section, Mapping) else None
+    return tuple(kept)
+
+
+def _unknown_tag(path: Path, section: Any, is_given: bool) -> tuple[Path, str]:
+    annotation = Recipe.model_fields[path[0]].annotation
+    names = [name for part in typing.get_args(annotation) for name in _names_of(part)]
+    words = f"it must be one of {', '.join(names)}"
+    if not is_given:
+        return (*path, "name"), f"is missing; {words}"
+    name = section["name"]
+    return (*path, "name"), f"{given(name)} is not allowed; {words}{did_you_mean(str(name), names)}"
 
 
 def _unknown_method(section: Any) -> tuple[Path, str]:

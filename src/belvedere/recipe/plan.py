@@ -12,9 +12,12 @@ from belvedere.core.errors import RecipeError
 from belvedere.core.schedule import WarmupCosine
 from belvedere.data.order import steps_per_epoch as whole_batches
 from belvedere.data.spec import Part, told
-from belvedere.methods.method import Clock
-from belvedere.recipe.checks import Finding, check_recipe
+from belvedere.methods.method import Clock, Extent
+from belvedere.methods.pages import page
+from belvedere.nn.spec import ResNetSpec
+from belvedere.recipe.checks import check_recipe
 from belvedere.recipe.explain import dotted
+from belvedere.recipe.fit import extent, fits
 from belvedere.recipe.load import recipe_hash
 from belvedere.recipe.schema import Recipe
 
@@ -50,6 +53,11 @@ class Plan:
         """What a schedule may read at `step`."""
         return Clock(step, self.steps_per_epoch, self.total_steps, self.schedule_steps)
 
+    @property
+    def extent(self) -> Extent:
+        """How large the run is, for a method."""
+        return extent(self.recipe, self.num_images, self.world_size)
+
     def table(self) -> list[tuple[str, str]]:
         """The plan as (what, value) rows, to be printed as one table."""
         recipe, lr = self.recipe, self.lr
@@ -71,11 +79,12 @@ class Plan:
                 f"{recipe.train.epochs} epochs x {self.steps_per_epoch:,} = {self.total_steps:,} steps",
             ),
             ("learning rate", f"{lr.start:g} -> {lr.peak:g} in {self.warmup_steps:,} steps -> {lr.final:g}"),
-            ("weight decay", f"{self.weight_decay.peak:g} -> {self.weight_decay.final:g}"),
+            ("weight decay", _told_course(self.weight_decay)),
             (
                 "schedules",
                 f"laid out over {self.schedule_steps:,.10g} steps, {recipe.optim.stretch:g} x the run",
             ),
+            *recipe.method.remarks(self.extent),
             (
                 "device",
                 f"{self.device}, {self.precision}{f', {self.threads} threads' if self.threads else ''}",
@@ -115,17 +124,18 @@ def plan(
     RecipeError for settings that contradict each other or do not fit the data or the processes.
     """
     data_path(recipe)
-    findings = [*check_recipe(recipe), *_fits(recipe, num_images, world_size)]
+    findings = [*check_recipe(recipe), *fits(recipe, num_images, world_size)]
     if findings:
         raise RecipeError("\n".join(f"{dotted(path)}: {words}" for path, words in findings))
 
-    train, optim = recipe.train, recipe.optim
+    train, optim, method = recipe.train, recipe.optim, page(recipe.method.name).build
     steps_per_epoch = whole_batches(num_images, train.global_batch)
     schedule_steps = optim.stretch * train.epochs * steps_per_epoch
     warmup_steps = int(optim.lr.warmup_epochs * steps_per_epoch)
     batch = train.global_batch // world_size
     micro_batch = min(batch, recipe.run.micro_batch or batch)
-    decay = optim.weight_decay
+    lr, decay, first = optim.lr, optim.weight_decay, method.schedule_first
+    schedule = int(schedule_steps)
     result = Plan(
         recipe=recipe,
         num_images=num_images,
@@ -137,11 +147,10 @@ def plan(
         batch=batch,
         micro_batch=micro_batch,
         micro_batches=math.ceil(batch / micro_batch),
-        # first=1: the authors advance both before the update of the step (MSN's code)
         lr=WarmupCosine(
-            optim.lr.start, optim.lr.peak, optim.lr.final, warmup_steps, int(schedule_steps), first=1
+            lr.start, lr.peak, lr.final, warmup_steps, schedule, first=first, peak_twice=method.peak_twice
         ),
-        weight_decay=WarmupCosine(decay.start, decay.start, decay.final, 0, int(schedule_steps), first=1),
+        weight_decay=WarmupCosine(decay.start, decay.start, decay.final, 0, schedule, first=first),
         device=device,
         precision=train.precision,
         threads=recipe.run.threads if threads is None else threads,
@@ -151,25 +160,16 @@ def plan(
     return dataclasses.replace(result, warnings=tuple(_warnings(result)))
 
 
-def _fits(recipe: Recipe, num_images: int, world_size: int) -> list[Finding]:
-    batch, path = recipe.train.global_batch, ("train", "global_batch")
-    found: list[Finding] = []
-    if batch > num_images:
-        words = f"{batch} is more than the {num_images} images found in {told(data_path(recipe))}; "
-        words += f"set it to at most {num_images}" if num_images else "look at data.path"
-        found.append((path, words))
-    if batch % world_size:
-        below = batch // world_size * world_size
-        nearest = f"{below} or {below + world_size}" if below else f"{world_size}"
-        words = f"{batch} cannot be shared equally by {world_size} processes; the nearest are {nearest}"
-        found.append((path, words))
-    return found
+def _told_course(schedule: WarmupCosine) -> str:
+    if schedule.peak == schedule.final:
+        return f"{schedule.peak:g}"
+    return f"{schedule.peak:g} -> {schedule.final:g}"
 
 
 def _warnings(plan: Plan) -> list[str]:
-    recipe, found = plan.recipe, []
+    recipe, found = plan.recipe, list(plan.recipe.method.doubts(plan.extent))
     prototypes = getattr(recipe.method, "prototypes", 0)
-    if prototypes > plan.num_images:
+    if isinstance(prototypes, int) and prototypes > plan.num_images:
         found.append(
             f"method.prototypes: {prototypes} prototypes for {plan.num_images} images: every image could "
             "have one to itself, and then nothing ties similar images together; set it well below the images"
@@ -185,5 +185,11 @@ def _warnings(plan: Plan) -> list[str]:
             f"optim.lr.warmup_epochs: the warm-up takes {plan.warmup_steps} steps, the run "
             f"{plan.total_steps}: the learning rate never reaches its peak; make the warm-up shorter or "
             "train longer"
+        )
+    if plan.micro_batches > 1 and isinstance(recipe.backbone, ResNetSpec):
+        found.append(
+            f"run.micro_batch: each of the {plan.micro_batches} micro-batches has statistics of its own in "
+            "the backbone's BatchNorm, so the numbers are those of as many processes with "
+            "train.batch_norm_group=1, not those of the whole batch"
         )
     return found

@@ -12,8 +12,8 @@ from belvedere.core.settings import Settings
 from belvedere.data.spec import DataSpec, ViewSpec
 from belvedere.methods.method import MethodOptions
 from belvedere.methods.pages import method_names, page
-from belvedere.nn.spec import FeatureSpec, ViTSpec
-from belvedere.optim.spec import OptimSpec
+from belvedere.nn.spec import BackboneSpec, FeatureSpec
+from belvedere.optim.spec import AnyOptimSpec
 
 Count = Annotated[int, Field(ge=1)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -22,11 +22,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 class TrainSpec(Settings):
     """How long and in what precision. global_batch: images per step over all processes. Parameters are
     float32 (float64 for `float64`); `bf16` runs the networks under bfloat16 autocast and every loss in
-    at least float32."""
+    at least float32. batch_norm_group: how many processes share BatchNorm's statistics (null: all of them;
+    1: each has its own)."""
 
     epochs: Count
     global_batch: Count
     precision: Literal["bf16", "float32", "float64"]
+    batch_norm_group: Count | None = None
 
 
 class RunSpec(Settings):
@@ -75,10 +77,10 @@ class Recipe(Settings):
     name: str
     seed: Annotated[int, Field(ge=0)]
     method: SerializeAsAny[MethodOptions]
-    backbone: ViTSpec
+    backbone: BackboneSpec
     views: dict[str, ViewSpec]
     data: DataSpec
-    optim: OptimSpec
+    optim: AnyOptimSpec
     train: TrainSpec
     features: FeatureSpec
     run: RunSpec = RunSpec()

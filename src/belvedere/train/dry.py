@@ -58,9 +58,16 @@ def dry_run(recipe: Recipe) -> StepReport:
 def _check_directory(session: Session) -> None:
     """The run directory can be written, and its disk holds the run's checkpoints."""
     trained = sum(p.numel() for _, p in session.spread.trained)
-    teacher = sum(p.numel() for p in session.method.teacher.parameters())
-    backbone = sum(p.numel() for p in session.method.export().backbone.parameters())
-    needs = estimate(session.recipe, session.plan, trained=trained, teacher=teacher, backbone=backbone)
+    networks = session.method.networks()
+    teacher = sum(p.numel() for p in networks["teacher"].parameters()) if "teacher" in networks else 0
+    needs = estimate(
+        session.recipe,
+        session.plan,
+        trained=trained,
+        teacher=teacher,
+        backbone=sum(p.numel() for p in session.method.export().backbone.parameters()),
+        own_bytes=sum(buffer.nbytes for buffer in session.own_state().values()),
+    )
     table("needs", needs.table())
     first = _first_that_exists(session.directory)
     if not os.access(first, os.W_OK):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from belvedere.core import dist, rng
 from belvedere.core.errors import NonFiniteError
@@ -21,6 +22,9 @@ from belvedere.methods.method import Clock, Encoded, Losses, Method
 from belvedere.optim.clip import clip_, gradient_norms
 from belvedere.optim.groups import set_
 from belvedere.recipe.plan import Plan
+
+Encode = Callable[[nn.Module, Batch], Encoded]
+Head = Callable[[nn.Module, Encoded], Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,13 @@ def steps(
     *,
     start_step: int = 0,
     wish: Callable[[Clock], Wish] = _no_wish,
-    embed_dataset: Callable[..., Iterable[Batch]] | None = None,
+    epoch_batches: Callable[[Clock], Iterable[Batch]] | None = None,
 ) -> Iterator[StepReport]:
     """Train from `start_step` to the plan's end, yielding after every update.
+
+    epoch_batches: this process's batches of the epoch that begins at a step, from its first one on, once
+    more: what a method goes over in `start_epoch`. Without it `start_epoch` is not called, as for the single
+    step of a trial.
 
     Raises `BadStepError` before an update that would not be finite.
     """
@@ -79,8 +87,8 @@ def steps(
     names = tuple(name for name, p in spread.trained if id(p) in student)
     for step, batch in zip(range(start_step, plan.total_steps), batches, strict=False):
         at = plan.clock(step)
-        if step % at.steps_per_epoch == 0 and embed_dataset is not None:
-            method.start_epoch(at, embed_dataset)
+        if step % at.steps_per_epoch == 0 and epoch_batches is not None:
+            method.start_epoch(at, partial(_embedded, spread, epoch_batches, at))
         method.start_step(at)
         if not batch.draws:
             drawn = method.draws(rng.torch_generator(spread.seed, "draws", step), batch)
@@ -110,6 +118,28 @@ def steps(
         )
 
 
+def _embedded(
+    spread: Spread, epoch_batches: Callable[[Clock], Iterable[Batch]], at: Clock, encode: Encode, head: Head
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch of the epoch that begins at `at`, and what the student makes of it: `embed_dataset`.
+
+    encode(student, batch): backbone features, view-major, for each micro-batch; head(student, encoded): the
+    result, once for all rows. Both run in train mode without gradient, in the scope and precision
+    of the step. Running statistics stay as they are, so that going over the data once more gives the same.
+    """
+    for step, batch in enumerate(epoch_batches(at), at.step):
+        parts = [batch.part(start, stop) for start, stop in spread.cuts(batch)]
+        encoded = []
+        with torch.no_grad():
+            for part in parts:
+                with spread.scope(part, step, "embed"):
+                    encoded.append(encode(spread.student, part))
+            with spread.scope(batch, step, "embed head"):
+                z = head(spread.student, rows_together(encoded))
+        spread.discard()
+        yield batch, z
+
+
 def _gradients(method: Method, spread: Spread, batch: Batch, at: Clock) -> tuple[Encoded, Losses]:
     """Encode, take the loss over all rows of this process, and leave averaged gradients on the parameters."""
 
@@ -136,9 +166,10 @@ def _gradients(method: Method, spread: Spread, batch: Batch, at: Clock) -> tuple
         return encoded, losses
 
     parts = [batch.part(start, stop) for start, stop in cuts]
-    target = rows_together([encode_teacher(part) for part in parts])
     with torch.no_grad():
         encoded = rows_together([encode(part) for part in parts])
+    spread.discard()  # the backbone's BatchNorm counts the pass with gradient
+    target = rows_together([encode_teacher(part) for part in parts])
     encoded = {name: h.detach().requires_grad_() for name, h in encoded.items()}
     with spread.unsynchronized():
         losses = loss(encoded, target)

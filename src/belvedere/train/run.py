@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from belvedere.core import dist
 from belvedere.core.errors import DataError, NonFiniteError
 from belvedere.core.files import DirectoryLock, write_json
 from belvedere.core.log import say
+from belvedere.data.batch import Batch
 from belvedere.data.loader import Loader
 from belvedere.data.sources import Source, check_sample, open_source
 from belvedere.engine.agreement import agree
-from belvedere.engine.progress import Progress
+from belvedere.engine.progress import LINE_INTERVAL_S, Progress
 from belvedere.methods.method import Clock
 from belvedere.recipe.plan import data_path, run_dir
 from belvedere.recipe.plan import plan as make_plan
@@ -32,6 +34,10 @@ from belvedere.train.signals import StopRequest, stop_request
 from belvedere.train.sinks import open_sinks
 
 METRICS_NAME = "metrics.jsonl"
+
+
+class StoppedInPassError(Exception):
+    """Somebody asked to stop while a method went over the data set before an epoch."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,23 @@ def _drain(session: Session, loader: Loader, keeper: _Keeper, metrics: Metrics, 
         session.spread,
         start_step=session.step,
         wish=keeper.wish,
+        epoch_batches=epoch_batches(session, asked=lambda: keeper.request.asked, say=progress.say),
     )
+    try:
+        return _report(session, reports, loader, keeper, metrics, progress)
+    except StoppedInPassError:  # nothing is lost: the epoch's start is a function of the checkpoint before it
+        return True
+
+
+def _report(
+    session: Session,
+    reports: Iterator[StepReport],
+    loader: Loader,
+    keeper: _Keeper,
+    metrics: Metrics,
+    progress: Progress,
+) -> bool:
+    """Drain the steps, saving and reporting on the way; true if somebody asked to stop before the end."""
     waited_s = 0.0
     for report in reports:
         session.step = report.at.step + 1
@@ -169,6 +191,47 @@ def _drain(session: Session, loader: Loader, keeper: _Keeper, metrics: Metrics, 
         if report.stop:
             return session.step < session.plan.total_steps
     return False
+
+
+def _never() -> bool:
+    return False
+
+
+def _unsaid(text: str) -> None: ...
+
+
+def epoch_batches(
+    session: Session, *, asked: Callable[[], bool] = _never, say: Callable[[str], None] = _unsaid
+) -> Callable[[Clock], Iterator[Batch]]:
+    """What a method goes over before an epoch: its batches as the epoch's steps will see them, once more.
+
+    asked: whether somebody asked this process to stop; then the pass ends with `StoppedInPassError` on all
+    processes together. say: where to tell how far the pass is, every ten seconds. Raises `DataError` as
+    training does.
+    """
+
+    def batches(at: Clock) -> Iterator[Batch]:
+        loader = session.loader()
+        loader.start_step, loader.total_steps = at.step, at.step + at.steps_per_epoch
+        told_s = -math.inf
+        with loader:
+            for number, batch in enumerate(loader):
+                _stop_together(session, asked())
+                if time.monotonic() - told_s >= LINE_INTERVAL_S:
+                    say(f"embedding the images of epoch {at.epoch}: batch {number + 1} of {len(loader)}")
+                    told_s = time.monotonic()
+                yield batch
+
+    return batches
+
+
+def _stop_together(session: Session, asked: bool) -> None:
+    if dist.world_size() > 1:
+        ballot = torch.tensor(float(asked), device=session.device)
+        dist.all_reduce_(ballot, op="max")
+        asked = bool(ballot)
+    if asked:
+        raise StoppedInPassError
 
 
 def _progress(session: Session) -> Progress:

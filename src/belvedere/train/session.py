@@ -70,11 +70,12 @@ class Session:
     ) -> Session:
         """A run at step 0."""
         method = build_method(recipe)
-        precision = recipe.train.precision
-        prepare_(method, device=device, dtype=parameter_dtype(precision))
+        method.allocate(plan.extent)
+        precision, group = recipe.train.precision, recipe.train.batch_norm_group
+        prepare_(method, device=device, dtype=parameter_dtype(precision), batch_norm_group=group)
         if recipe.run.compile:
-            for name in ("student", "teacher"):
-                getattr(method, name).backbone.compile()
+            for network in method.networks().values():
+                network.get_submodule("backbone").compile()
         spread = Spread(
             method,
             device=device,
@@ -110,10 +111,23 @@ class Session:
     def _names(self) -> dict[nn.Parameter, str]:
         return {parameter: name for name, parameter in self.method.named_parameters()}
 
+    def _stored_name(self, name: str) -> str:
+        """What an entry of the method's state is called in a checkpoint; what a process has to itself begins
+        with its rank."""
+        own = f"rank{dist.rank()}/" if name in self.method.per_rank_state else ""
+        return f"{own}{METHOD_PREFIX}{name}"
+
+    def _method_state(self) -> dict[str, Tensor]:
+        return {self._stored_name(name): tensor for name, tensor in self.method.state_dict().items()}
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The buffers that differ between processes, by their names in the method."""
+        whole = self.method.state_dict()
+        return {name: whole[name] for name in self.method.per_rank_state if name in whole}
+
     def tensors(self) -> dict[str, Tensor]:
         """Parameters, buffers and optimizer moments by name; nothing is copied."""
-        own = {METHOD_PREFIX + name: tensor for name, tensor in self.method.state_dict().items()}
-        return own | state.flatten_optimizer(self.optimizer, self._names())
+        return self._method_state() | state.flatten_optimizer(self.optimizer, self._names())
 
     def save(self, *, milestone: bool = False) -> Path:
         """Write a checkpoint of the finished steps."""
@@ -139,8 +153,7 @@ class Session:
 
     def resume(self) -> bool:
         """Take up the newest sound checkpoint, if there is one; true if so. Adds to `notes` what to tell."""
-        like = {METHOD_PREFIX + name: tensor for name, tensor in self.method.state_dict().items()}
-        loaded = state.load(self.directory, like=like)
+        loaded = state.load(self.directory, like=self._method_state())
         if loaded is None:
             return False
         self.notes += [f"skipped {path.name}: {reason}" for path, reason in loaded.skipped]
@@ -149,12 +162,8 @@ class Session:
                 f"{loaded.path} was trained on other images than data.path now holds "
                 "(names, sizes or labels changed). Restore them, or start another run with run.dir=NEW"
             )
-        own = {
-            name.removeprefix(METHOD_PREFIX): tensor
-            for name, tensor in loaded.tensors.items()
-            if name.startswith(METHOD_PREFIX)
-        }
-        self.method.load_state_dict(own, strict=True)
+        names = list(self.method.state_dict())
+        self.method.load_state_dict({name: loaded.tensors[self._stored_name(name)] for name in names})
         state.unflatten_optimizer_(self.optimizer, self._names(), loaded.tensors)
         self.step = loaded.step
         self.replaced = {int(bad): good for bad, good in loaded.meta["replaced"].items()}

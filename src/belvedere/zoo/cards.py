@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from belvedere.core.errors import WeightsError
 from belvedere.core.files import remove_interrupted, replacing, sha256, write_yaml
 from belvedere.core.settings import Settings
-from belvedere.nn.spec import FeatureSpec, ViTSpec
+from belvedere.nn.spec import BackboneSpec, FeatureSpec
 
 WEIGHTS_NAME = "backbone.safetensors"
 HEADS_NAME = "heads.safetensors"
@@ -39,7 +39,7 @@ class Card(Settings):
     """
 
     system: str
-    backbone: ViTSpec
+    backbone: BackboneSpec
     features: FeatureSpec
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from belvedere.core.errors import WeightsError
 from belvedere.core.match import mismatches
 from belvedere.nn.build import build
+from belvedere.nn.resnet import ResNet
 from belvedere.nn.vit import ViT
 from belvedere.zoo.cards import CARD_NAME, HEADS_NAME, WEIGHTS_NAME, Card, checksum, read_card
 
@@ -23,7 +24,7 @@ _SUFFIX = ".safetensors"
 class LoadedBackbone(NamedTuple):
     """A backbone in evaluation mode on the CPU, and its card."""
 
-    backbone: ViT
+    backbone: ViT | ResNet
     card: Card
 
 

@@ -1,0 +1,259 @@
+"""DeepCluster-v2 (Caron et al. 2020, arXiv 2006.09882, section 4.1 and appendix; after Caron et al. 2018).
+
+At the start of every epoch the embeddings of all images, as the last epoch saw them (the memory bank), are
+clustered by spherical k-means. The centroids are the epoch's prototypes, an image's cluster is its label, and
+every view of the image learns to predict it. Several heads cluster with other first centroids, and other
+numbers of clusters, and their losses are averaged.
+
+Departures from the authors' code, and why:
+- First centroids are drawn from the rows of all processes; the code takes rank 0's. So ranks agree with one
+  large batch.
+- The loss is the mean over the rows of the global batch that have a label. The code takes each process's mean
+  and averages those, which differs where processes have unlike numbers of unseen images.
+- Of several rows with one image (an unreadable one was replaced) the last in the order of the epoch gives the
+  label, not the last of the highest rank.
+- Before epoch 0 the bank is filled from the very views that epoch 0 trains on, and the pass leaves
+  BatchNorm's running statistics alone; the code draws other views and moves the statistics. So an epoch's
+  start that is repeated, as after a stop at its edge, is the same to the bit.
+- A batch in which every image is unseen has loss 0; the code divides zero by zero.
+- BatchNorm spans all processes. The code has groups of 8 of 64 (`train.batch_norm_group`), so that results
+  depend on how many rows a process has.
+- `bf16` runs the networks under autocast; the code has float32 only. Bank, clustering and loss are float32.
+
+Legend: B images of this process, V views, A assigned views, H heads, D columns of an embedding, K clusters of
+a head, N images of the data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from belvedere.core import dist, rng
+from belvedere.data.batch import Batch
+from belvedere.engine.precision import at_least_float32, full_precision
+from belvedere.methods.method import Clock, Encoded, Extent, Group, Kept, Losses, Method, MethodOptions
+from belvedere.nn.heads import Projector, PrototypeHeads, initialize_linears_
+from belvedere.nn.resnet import ResNet
+from belvedere.nn.spec import MLPHeadSpec
+from belvedere.nn.vit import ViT
+from belvedere.ops.assign import mean_over_assigned
+from belvedere.ops.bank import UNSEEN, Bank
+from belvedere.ops.kmeans import cluster
+
+Views = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+Heads = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
+
+
+class Options(MethodOptions):
+    """prototypes: how many clusters each head has. assign: the views whose embeddings are clustered, by
+    number (from 0, global views first); head h clusters those of the h-th, and of the first again after the
+    last. temperature: of every prediction. kmeans_iterations: how often centroids move."""
+
+    name: Literal["deepcluster"]
+    prototypes: Heads
+    assign: Views
+    temperature: Annotated[float, Field(gt=0.0)]
+    kmeans_iterations: Annotated[int, Field(ge=1)]
+    head: MLPHeadSpec
+
+    def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
+        """Each of `assign` is a view, is named once, and has a head."""
+        return assign_mistakes(self.assign, self.prototypes, views)
+
+    def misfits(self, extent: Extent) -> list[tuple[str, str]]:
+        """No head has more clusters than an epoch has images."""
+        return too_many_prototypes(self.prototypes, extent)
+
+
+class DeepCluster(Method):
+    """Student, memory bank, and prototypes that only clustering moves. Views: `global` ones and, optionally,
+    `local` ones; numbered in this order."""
+
+    roles = ("global", "local")
+    optional_roles = ("local",)
+    peak_twice = True
+    per_rank_state = ("bank.embeddings", "bank.index")
+    assignments: Tensor
+
+    def __init__(self, options: Options, backbone: ViT | ResNet, *, seed: int) -> None:
+        super().__init__()
+        self.options, self.seed = options, seed
+        self.student: Projector = Projector(backbone, backbone.width, options.head)
+        backbone.initialize_(rng.torch_generator(seed, "backbone"))
+        initialize_linears_(self.student.projection_head, rng.torch_generator(seed, "head"))
+        self.prototypes = PrototypeHeads(options.head.out, options.prototypes)
+        initialize_linears_(self.prototypes, rng.torch_generator(seed, "prototypes"))
+        self.prototypes.requires_grad_(False)
+        self.bank = Bank(len(options.assign), options.head.out)
+        self.register_buffer("assignments", torch.zeros(len(options.prototypes), 0, dtype=torch.int32))
+
+    def allocate(self, extent: Extent) -> None:
+        """The bank, a row for each image of an epoch, and the label of every image for every head [H, N]: it
+        outlives the rows it was found from, which the epoch overwrites."""
+        self.bank.allocate(steps=extent.steps_per_epoch, batch=extent.batch)
+        self.assignments = self.assignments.new_full((len(self.options.prototypes), extent.images), UNSEEN)
+
+    def groups(self) -> list[Group]:
+        """All parameters but the prototypes, alike: biases and BatchNorm are decayed too."""
+        return [Group("all", list(self.student.parameters()), decay=True)]
+
+    # Clustering the memory, at the start of every epoch
+
+    @torch.no_grad()
+    def start_epoch(self, at: Clock, embed_dataset: Callable[..., Iterable[Any]]) -> None:
+        """Cluster the bank for every head: its centroids become the prototypes, its clusters the labels."""
+        if not self.bank.is_full():
+            fill_(self.bank, embed_dataset, self.options.assign)
+        for head, weight in enumerate(self.prototypes.weights()):
+            centroids, labels = cluster(
+                self.bank.embeddings[head % len(self.options.assign)],
+                start=self.first_centroids(at, head),
+                positions=self.bank.positions(),
+                iterations=self.options.kmeans_iterations,
+            )
+            weight.copy_(centroids)
+            self.assignments[head] = self.bank.by_image(labels, self.assignments.shape[1])
+
+    def first_centroids(self, at: Clock, head: int) -> Tensor:
+        """Which embeddings are a head's first centroids [K], by position among those of all processes."""
+        generator = rng.torch_generator(self.seed, "clusters", at.epoch, head)
+        rows = len(self.bank.index) * dist.world_size()
+        return torch.randperm(rows, generator=generator)[: self.options.prototypes[head]]
+
+    # A step
+
+    def encode_student(self, student: nn.Module, batch: Batch, at: Clock) -> Encoded:
+        return encode_views(student, batch)
+
+    def loss(self, student: nn.Module, encoded: Encoded, target: Encoded, batch: Batch, at: Clock) -> Losses:
+        z = embeddings(student, encoded)  # [V, B, D]
+        with full_precision(z.device):
+            scores = self.prototypes(z.flatten(0, 1))  # H of [V*B, K]
+            labels = self.assignments[:, batch.index].long()  # [H, B]
+            losses = deepcluster_loss(scores, labels, temperature=self.options.temperature)
+        losses.kept |= {"z": z.detach(), "index": batch.index}
+        return losses
+
+    def after_update(self, encoded: Encoded, losses: Losses, at: Clock) -> None:
+        """This step's embeddings into the bank, for the next epoch."""
+        z = losses.kept["z"][list(self.options.assign)]  # [A, B, D]
+        self.bank.write_(at.step % at.steps_per_epoch, z, losses.kept["index"])
+
+    def export(self) -> Kept:
+        heads = {"projection_head": self.student.projection_head, "prototypes": self.prototypes}
+        return Kept(self.student.backbone, heads)
+
+
+build = DeepCluster
+
+
+def deepcluster_loss(scores: Sequence[Tensor], labels: Tensor, *, temperature: float) -> Losses:
+    """The cross-entropy of every view's prediction to its image's cluster, averaged over heads.
+
+    scores: H of [V*B, K], view-major; labels [H, B] int64, `UNSEEN` where an image has none. Watch: see
+    `label_watch`. SwAV, appendix on DeepCluster-v2.
+    """
+    total = scores[0].new_zeros(())
+    for logits, q in zip(scores, labels, strict=True):
+        tiled = q.repeat(len(logits) // len(q))  # [V*B]
+        losses = F.cross_entropy(logits / temperature, tiled, ignore_index=UNSEEN, reduction="none")
+        total = total + mean_over_assigned(losses, tiled != UNSEEN)
+    total = total / len(scores)
+    watch = label_watch(labels, [logits.shape[1] for logits in scores])
+    return Losses(total, terms={"cross_entropy": total.detach()}, watch=watch, kept={"targets": labels})
+
+
+@torch.no_grad()
+def label_watch(labels: Tensor, counts: Sequence[int]) -> dict[str, Tensor]:
+    """How a global batch is spread over prototypes, averaged over heads; labels [H, B], counts: K of each.
+
+    `mean_entropy` of the share of images that each prototype has, in [0, ln K]: it falls to 0 where one takes
+    all; `prototypes_used`; `unseen`, the share of images without a label.
+    """
+    entropy, used, unseen = [], [], []
+    for q, count in zip(labels, counts, strict=True):
+        sizes = q.new_zeros(count + 1)  # [K + 1]; bincount would wait for the device
+        sizes.scatter_add_(0, q.where(q != UNSEEN, count), torch.ones_like(q))
+        dist.all_reduce_(sizes)
+        share = sizes[:count].double() / sizes[:count].sum().clamp(min=1)
+        entropy.append(-torch.xlogy(share, share).sum())
+        used.append((share > 0).sum().double())
+        unseen.append(sizes[count] / sizes.sum())
+    named = {"mean_entropy": entropy, "prototypes_used": used, "unseen": unseen}
+    return {name: torch.stack(values).mean() for name, values in named.items()}
+
+
+# What SeLa-v2 does alike
+
+
+def encode_views(student: nn.Module, batch: Batch) -> Encoded:
+    """Backbone features [V, B, width] of all views: one pass per run of equal sizes, each with its own
+    BatchNorm statistics."""
+    encoded: Encoded = {}
+    for number, views in enumerate(batch.runs(DeepCluster.roles)):  # [V, B, 3, H, W]
+        h = student(views.flatten(0, 1), part="backbone")
+        encoded[f"views_{number}"] = h.unflatten(0, views.shape[:2])
+    return encoded
+
+
+def embeddings(student: nn.Module, encoded: Encoded) -> Tensor:
+    """Unit embeddings [V, B, D] in at least float32: the head sees all views at once, in one BatchNorm."""
+    h = torch.cat(list(encoded.values()))  # [V, B, width]
+    z: Tensor = _unit(student(h.flatten(0, 1), part="head")).unflatten(0, h.shape[:2])
+    return z
+
+
+def fill_(bank: Bank, embed_dataset: Callable[..., Iterable[Any]], assign: Sequence[int]) -> None:
+    """Write every row of the bank from the batches of one epoch: one assigned view at a time, each with its
+    own BatchNorm statistics."""
+
+    def encode(student: nn.Module, batch: Batch) -> Encoded:
+        views = [view for run in batch.runs(DeepCluster.roles) for view in run]  # V of [B, 3, H, W]
+        return {f"view_{number}": student(views[number], part="backbone").unsqueeze(0) for number in assign}
+
+    def project(student: nn.Module, encoded: Encoded) -> Tensor:
+        return torch.stack([_unit(student(h[0], part="head")) for h in encoded.values()])  # [A, B, D]
+
+    for step, (batch, z) in enumerate(embed_dataset(encode, project)):
+        bank.write_(step, z, batch.index)
+    assert bank.is_full(), "the pass over the data set gave fewer batches than an epoch has"
+
+
+def _unit(z: Tensor) -> Tensor:
+    return F.normalize(at_least_float32(z), dim=1, eps=1e-12)
+
+
+def assign_mistakes(
+    assign: Sequence[int], prototypes: Sequence[int], views: Mapping[str, tuple[int, int]]
+) -> list[tuple[str, str]]:
+    """What is wrong with the numbers of assigned views, as `MethodOptions.mistakes` tells it."""
+    found, given = [], ", ".join(map(str, assign))
+    total = sum(count for count, _ in views.values())
+    if len(set(assign)) < len(assign):
+        found.append(("method.assign", f"[{given}] names a view twice; name each once"))
+    if "global" in views and max(assign) >= total:
+        words = f"[{given}] names a view that is not there; the {total} views are 0 to {total - 1}"
+        found.append(("method.assign", words))
+    if len(assign) > len(prototypes):
+        words = f"[{given}] has {len(assign)} views for {len(prototypes)} heads (method.prototypes), and a "
+        words += "view without a head has no effect; name fewer views or add heads"
+        found.append(("method.assign", words))
+    return found
+
+
+def too_many_prototypes(prototypes: Sequence[int], extent: Extent) -> list[tuple[str, str]]:
+    """Whether a head has more prototypes than the bank has rows, as `MethodOptions.misfits` tells it."""
+    rows = extent.steps_per_epoch * extent.global_batch
+    if max(prototypes) <= rows:
+        return []
+    words = (
+        f"{max(prototypes)} prototypes cannot be shared out among the {rows} images of an epoch; set each to "
+        f"at most {rows}, or give more images"
+    )
+    return [("method.prototypes", words)]
