@@ -11,8 +11,9 @@ from torch import Tensor
 from belvedere.nn.spec import ViTSpec
 from belvedere.recipe.load import load_recipe
 from belvedere.recipe.schema import Recipe
+from belvedere.train.dataset_pass import epoch_batches
 from belvedere.train.loop import StepReport, steps
-from belvedere.train.run import epoch_batches, open_session
+from belvedere.train.run import open_session
 from belvedere.train.session import Session
 
 SMALL = (

@@ -12,6 +12,7 @@ from belvedere.core import dist
 from belvedere.core.errors import CheckpointError, UsageError
 from belvedere.core.files import free_bytes, readable_size
 from belvedere.core.log import say, table
+from belvedere.methods.method import Method
 from belvedere.recipe.estimate import estimate
 from belvedere.recipe.schema import Recipe
 from belvedere.train.loop import StepReport, steps
@@ -49,6 +50,8 @@ def dry_run(recipe: Recipe) -> StepReport:
     seconds = time.monotonic() - started
     terms = ", ".join(f"{name} {float(value):.4f}" for name, value in report.losses.terms.items())
     say(f"one step: {seconds:.1f} s with loading; loss {float(report.losses.total):.4f} ({terms})")
+    if type(trial.method).start_epoch is not Method.start_epoch:
+        say("assignments are made at an epoch's start, which this left out: the loss says nothing yet")
     if device.type == "cuda":
         say(f"device memory at its peak: {readable_size(torch.cuda.max_memory_allocated(device))}")
     say(f"nothing was written; start with: belvedere pretrain {recipe.name}, and the same overrides")

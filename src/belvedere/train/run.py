@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,15 @@ from belvedere.core import dist
 from belvedere.core.errors import DataError, NonFiniteError
 from belvedere.core.files import DirectoryLock, write_json
 from belvedere.core.log import say
-from belvedere.data.batch import Batch
 from belvedere.data.loader import Loader
 from belvedere.data.sources import Source, check_sample, open_source
 from belvedere.engine.agreement import agree
-from belvedere.engine.progress import LINE_INTERVAL_S, Progress
+from belvedere.engine.progress import Progress
 from belvedere.methods.method import Clock
 from belvedere.recipe.plan import data_path, run_dir
 from belvedere.recipe.plan import plan as make_plan
 from belvedere.recipe.schema import Recipe
+from belvedere.train.dataset_pass import StoppedInPassError, epoch_batches
 from belvedere.train.export import export_backbone
 from belvedere.train.loop import BadStepError, StepReport, Wish, steps
 from belvedere.train.record import Metrics
@@ -34,10 +33,6 @@ from belvedere.train.signals import StopRequest, stop_request
 from belvedere.train.sinks import open_sinks
 
 METRICS_NAME = "metrics.jsonl"
-
-
-class StoppedInPassError(Exception):
-    """Somebody asked to stop while a method went over the data set before an epoch."""
 
 
 @dataclass(frozen=True)
@@ -191,47 +186,6 @@ def _report(
         if report.stop:
             return session.step < session.plan.total_steps
     return False
-
-
-def _never() -> bool:
-    return False
-
-
-def _unsaid(text: str) -> None: ...
-
-
-def epoch_batches(
-    session: Session, *, asked: Callable[[], bool] = _never, say: Callable[[str], None] = _unsaid
-) -> Callable[[Clock], Iterator[Batch]]:
-    """What a method goes over before an epoch: its batches as the epoch's steps will see them, once more.
-
-    asked: whether somebody asked this process to stop; then the pass ends with `StoppedInPassError` on all
-    processes together. say: where to tell how far the pass is, every ten seconds. Raises `DataError` as
-    training does.
-    """
-
-    def batches(at: Clock) -> Iterator[Batch]:
-        loader = session.loader()
-        loader.start_step, loader.total_steps = at.step, at.step + at.steps_per_epoch
-        told_s = -math.inf
-        with loader:
-            for number, batch in enumerate(loader):
-                _stop_together(session, asked())
-                if time.monotonic() - told_s >= LINE_INTERVAL_S:
-                    say(f"embedding the images of epoch {at.epoch}: batch {number + 1} of {len(loader)}")
-                    told_s = time.monotonic()
-                yield batch
-
-    return batches
-
-
-def _stop_together(session: Session, asked: bool) -> None:
-    if dist.world_size() > 1:
-        ballot = torch.tensor(float(asked), device=session.device)
-        dist.all_reduce_(ballot, op="max")
-        asked = bool(ballot)
-    if asked:
-        raise StoppedInPassError
 
 
 def _progress(session: Session) -> Progress:
