@@ -50,6 +50,10 @@ class NonFiniteError(BelvedereError):
     """A loss or gradient that is not a finite number; nothing was updated."""
 
 
+class CollapseError(BelvedereError):
+    """A run that stopped learning, with run.on_collapse: stop; everything until then is saved."""
+
+
 class EvaluationError(BelvedereError):
     """An evaluation that the data at hand does not allow."""
 

@@ -23,7 +23,8 @@ from belvedere.methods import msn
 from belvedere.nn.spec import ViTSpec
 from belvedere.recipe.load import recipe_hash
 from belvedere.recipe.schema import Recipe
-from belvedere.train.run import METRICS_NAME, Outcome
+from belvedere.train.record import METRICS_NAME
+from belvedere.train.run import Outcome
 from belvedere.train.session import build_method
 from belvedere.viz.confusion import confusion_picture
 from belvedere.viz.curves import curves_picture

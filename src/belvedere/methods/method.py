@@ -29,7 +29,7 @@ Legend: B rows (images) of this process, V views, D width, K prototypes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,8 @@ from torch import Tensor, nn
 
 from belvedere.core.settings import Settings
 from belvedere.data.batch import Batch
+from belvedere.engine.health import Health
+from belvedere.engine.remedy import STEADIER, Remedy
 
 Encoded = dict[str, Tensor]
 """Backbone features by role, each view-major with the rows second: [V, B, ...]."""
@@ -87,12 +89,14 @@ class Extent:
 @dataclass
 class Losses:
     """total: what is differentiated; terms: its parts, as reported; watch: numbers that say how the run is
-    doing; kept: tensors that `after_update` or an observer reads. All 0-d but `kept`."""
+    doing; kept: tensors that `after_update` or an observer reads; health: what the watch measures of logged
+    steps. All 0-d but `kept` and `health`."""
 
     total: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
     watch: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
+    health: Health | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,10 @@ class MethodOptions(Settings):
     def remarks(self, extent: Extent) -> list[tuple[str, str]]:
         """What this run makes of the options, as (what, value) rows of the plan's table."""
         return []
+
+    def remedies(self, extent: Extent) -> Sequence[Remedy]:
+        """What to change first against each kind of collapse, most promising first."""
+        return STEADIER
 
     def doubts(self, extent: Extent) -> list[str]:
         """What is allowed and probably not meant in this run: `dotted key: words`."""

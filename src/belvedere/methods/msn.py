@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -32,8 +32,10 @@ from torch import Tensor, nn
 from belvedere.core import dist, rng
 from belvedere.core.schedule import Linear
 from belvedere.data.batch import Batch
+from belvedere.engine.health import Health
 from belvedere.engine.precision import at_least_float32, full_precision
-from belvedere.methods.method import Clock, Encoded, Group, Kept, Losses, Method, MethodOptions
+from belvedere.engine.remedy import STEADIER, Kind, Remedy
+from belvedere.methods.method import Clock, Encoded, Extent, Group, Kept, Losses, Method, MethodOptions
 from belvedere.nn.heads import ProjectionHead
 from belvedere.nn.spec import HeadSpec
 from belvedere.nn.vit import ViT
@@ -76,6 +78,46 @@ class Options(MethodOptions):
             words = f"{self.patch_drop:g} leaves nothing of an anchor's {patches} patches"
             found.append(("method.patch_drop", words))
         return found
+
+    def remedies(self, extent: Extent) -> Sequence[Remedy]:
+        """Balance first (Sinkhorn, me-max), then the temperatures, then the size of a step."""
+        shared = "targets then share the prototypes out"
+        kept_up = "it keeps the entropy of the mean prediction high (MSN, equation 1)"
+        few, enough = max(2, extent.global_batch // 4), 5e-3 if extent.total_steps < 10_000 else 1e-3
+        takes_all: Kind = "one prototype takes all"
+        constant: Kind = "constant embedding"
+        uniform: Kind = "uniform assignment"
+        dead: Kind = "dead prototypes"
+        return (
+            Remedy(takes_all, "method.sinkhorn_iterations", "raise", 3, shared),
+            Remedy(takes_all, "method.memax_weight", "raise", 1.0, kept_up),
+            Remedy(takes_all, "method.sharpen", "raise", _both(0.25), "targets this sharp run ahead"),
+            Remedy(takes_all, "optim.lr.peak", "scale", 0.3, "large steps let the first prototype win"),
+            Remedy(constant, "optim.lr.peak", "lower", 0.01, "steps of this size silence a network"),
+            Remedy(constant, "method.head.batch_norm", "set", True, "it removes what all images share"),
+            Remedy(constant, "method.memax_weight", "raise", 1.0, kept_up),
+            Remedy(constant, "method.sharpen", "lower", _both(0.15), "soft targets are alike"),
+            Remedy(constant, "optim.lr.peak", "scale", 0.3, "large steps can silence a network"),
+            Remedy(uniform, "optim.lr.peak", "lower", 0.01, "steps of this size undo each other"),
+            Remedy(uniform, "method.temperature", "lower", 0.1, "predictions this soft stay uniform"),
+            Remedy(uniform, "method.sharpen", "lower", _both(0.25), "balanced targets this soft are uniform"),
+            Remedy(uniform, "optim.lr.peak", "raise", enough, "steps of this size change nothing in time"),
+            Remedy(
+                uniform, "method.sharpen", "lower", _both(0.15), "sharper targets tell images apart sooner"
+            ),
+            Remedy(uniform, "method.prototypes", "lower", few, "each then has four images of a batch"),
+            Remedy(uniform, "optim.lr.peak", "scale", 0.3, "large steps undo each other"),
+            Remedy(dead, "method.sinkhorn_iterations", "raise", 3, shared),
+            Remedy(dead, "method.memax_weight", "raise", 1.0, kept_up),
+            Remedy(dead, "method.prototypes", "lower", few, "a batch can then use them all"),
+            Remedy(dead, "method.prototypes", "scale", 0.5, "there are fewer kinds of images"),
+            Remedy("non-finite values", "optim.lr.peak", "lower", 0.01, "steps of this size overflow"),
+            *STEADIER,
+        )
+
+
+def _both(value: float) -> dict[str, float]:
+    return {"start": value, "final": value}
 
 
 class Encoder(nn.Module):
@@ -176,6 +218,13 @@ class MSN(Method):
                 sharpen=self.scheduled(at)["sharpen"],
             )
         losses.kept |= {"z": z.detach(), "h": h}
+        rows = (-1, len(h))
+        losses.health = Health(
+            z=z.detach().unflatten(0, rows),
+            log_p=losses.kept.pop("log_p").unflatten(0, rows),
+            q=losses.kept["targets"],
+            cross_entropy=losses.terms["ploss"],
+        )
         return losses
 
     def after_update(self, encoded: Encoded, losses: Losses, at: Clock) -> None:
@@ -221,7 +270,7 @@ def msn_loss(
         total,
         terms={"ploss": ploss.detach(), "me_max": me_max.detach(), "ent": ent.detach()},
         watch={"mean_entropy": mean_entropy.detach(), **_target_watch(q)},
-        kept={"targets": q},
+        kept={"targets": q, "log_p": log_p.detach()},
     )
 
 

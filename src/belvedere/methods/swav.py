@@ -21,7 +21,7 @@ of this process's queue.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -32,7 +32,9 @@ from torch import Tensor, nn
 from belvedere.core import dist, rng
 from belvedere.core.settings import Settings
 from belvedere.data.batch import Batch
+from belvedere.engine.health import Health
 from belvedere.engine.precision import at_least_float32, full_precision
+from belvedere.engine.remedy import STEADIER, Kind, Remedy
 from belvedere.methods.method import Clock, Encoded, Extent, Group, Kept, Losses, Method, MethodOptions
 from belvedere.nn.heads import Projector, initialize_linears_
 from belvedere.nn.resnet import ResNet
@@ -138,6 +140,41 @@ class Options(MethodOptions):
             )
         return found
 
+    def remedies(self, extent: Extent) -> Sequence[Remedy]:
+        """The authors' advice for a loss that stays at ln K, in their order, then the size of a step."""
+        few = max(2, extent.global_batch // 4)
+        later = min(15, extent.epochs // 2)
+        takes_all: Kind = "one prototype takes all"
+        constant: Kind = "constant embedding"
+        uniform: Kind = "uniform assignment"
+        dead: Kind = "dead prototypes"
+        return (
+            Remedy(takes_all, "method.sinkhorn_iterations", "raise", 3, "assignments then share them out"),
+            Remedy(takes_all, "method.epsilon", "raise", 0.05, "sharper assignments are less balanced"),
+            Remedy(takes_all, "optim.lr.peak", "scale", 0.3, "large steps let the first prototype win"),
+            Remedy(constant, "optim.lr.peak", "lower", 4.8, "no published run has larger steps"),
+            Remedy(constant, "method.head.batch_norm", "set", True, "it removes what all images share"),
+            Remedy(constant, "method.epsilon", "lower", 0.03, "soft assignments are alike"),
+            Remedy(constant, "optim.lr.peak", "scale", 0.3, "large steps can silence a network"),
+            Remedy(uniform, "optim.lr.peak", "lower", 4.8, "no published run has larger steps"),
+            Remedy(uniform, "method.temperature", "lower", 0.1, "predictions this soft stay uniform"),
+            Remedy(uniform, "method.epsilon", "lower", 0.03, "assignments this soft are uniform"),
+            Remedy(
+                uniform, "method.queue.start_epoch", "raise", later, "a queue needs embeddings that settled"
+            ),
+            Remedy(uniform, "method.prototypes", "lower", few, "each then has four images of a batch"),
+            Remedy(
+                uniform, "method.freeze_prototypes_steps", "raise", extent.steps_per_epoch, "embeddings first"
+            ),
+            Remedy(uniform, "method.queue", "set", None, "old embeddings may disturb the assignment"),
+            Remedy(uniform, "optim.lr.peak", "scale", 0.3, "large steps undo each other"),
+            Remedy(dead, "method.sinkhorn_iterations", "raise", 3, "assignments then share them out"),
+            Remedy(dead, "method.prototypes", "lower", few, "a batch can then use them all"),
+            Remedy(dead, "method.prototypes", "scale", 0.5, "there are fewer kinds of images"),
+            Remedy("non-finite values", "optim.lr.peak", "lower", 4.8, "no published run has larger steps"),
+            *STEADIER,
+        )
+
 
 class SwAV(Method):
     """Student and prototypes. Views: `global` ones and, optionally, `local` ones; numbered in this order."""
@@ -195,6 +232,12 @@ class SwAV(Method):
             queued = None if queue is None else queue @ prototypes.detach().T
             losses = swav_loss(z @ prototypes.T, queued, options=self.options)
         losses.kept["z"] = z.detach()
+        losses.health = Health(
+            z=losses.kept["z"],
+            log_p=losses.kept.pop("log_p"),
+            q=losses.kept["targets"].flatten(0, 1),
+            cross_entropy=losses.total.detach(),
+        )
         return losses
 
     def full_queue(self, at: Clock, batch: int) -> Tensor | None:
@@ -245,7 +288,12 @@ def swav_loss(scores: Tensor, queued: Tensor | None, *, options: Options) -> Los
         total = total - (q * log_p[others]).sum(2).mean()
     total = total / len(options.assign)
     watch = _watch(log_p.detach(), targets)
-    return Losses(total, terms={"swapped": total.detach()}, watch=watch, kept={"targets": targets})
+    return Losses(
+        total,
+        terms={"swapped": total.detach()},
+        watch=watch,
+        kept={"targets": targets, "log_p": log_p.detach()},
+    )
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ class RunSpec(Settings):
     networks (null: torch's choice). micro_batch: rows encoded at a time per process (null: all). compile:
     torch.compile for the backbone. Saving: every n steps and every n minutes, whichever comes; the last
     `keep_last` checkpoints are kept, and those at multiples of `milestone_epochs`.
+    on_collapse: when the watch finds that a run has collapsed, say so (`warn`), or say so, save and end it.
     """
 
     dir: str | None = None
@@ -52,6 +53,7 @@ class RunSpec(Settings):
     save_every_minutes: Annotated[float, Field(gt=0.0)] | None = 15.0
     keep_last: Count = 2
     milestone_epochs: Count | None = None
+    on_collapse: Literal["warn", "stop"] = "warn"
     sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 

@@ -14,6 +14,8 @@ from belvedere.core import log
 from belvedere.core.files import replacing
 from belvedere.train.sinks import Sink
 
+METRICS_NAME = "metrics.jsonl"
+
 
 class Metrics:
     """Appends to the record of a run and passes every line on to the sinks.

@@ -17,7 +17,9 @@ from belvedere.core.log import say
 from belvedere.data.loader import Loader
 from belvedere.data.sources import Source, check_sample, open_source
 from belvedere.engine.agreement import agree
+from belvedere.engine.health import measure
 from belvedere.engine.progress import Progress
+from belvedere.engine.watch import Watch
 from belvedere.methods.method import Clock
 from belvedere.recipe.plan import data_path, run_dir
 from belvedere.recipe.plan import plan as make_plan
@@ -25,14 +27,13 @@ from belvedere.recipe.schema import Recipe
 from belvedere.train.dataset_pass import StoppedInPassError, epoch_batches
 from belvedere.train.export import export_backbone
 from belvedere.train.loop import BadStepError, StepReport, Wish, steps
-from belvedere.train.record import Metrics
+from belvedere.train.record import METRICS_NAME, Metrics
 from belvedere.train.rescue import save_bad_step
 from belvedere.train.roster import as_begun, keep_roster
 from belvedere.train.session import Session, choose_device, settle_recipe
 from belvedere.train.signals import StopRequest, stop_request
 from belvedere.train.sinks import open_sinks
-
-METRICS_NAME = "metrics.jsonl"
+from belvedere.train.watching import gave_up, open_watch
 
 
 @dataclass(frozen=True)
@@ -128,23 +129,26 @@ def _train(session: Session) -> bool:
     for remark in loader.remarks:
         say(remark)
     with stop_request() as request, _metrics(session) as metrics, _progress(session) as progress, loader:
-        keeper = _Keeper(session, loader, request)
+        watch = open_watch(session)
+        keeper = _Keeper(session, loader, request, watch)
         try:
             stopped = _drain(session, loader, keeper, metrics, progress)
             waiting = loader.waiting_remark()
             if waiting is not None:
                 progress.say(waiting)
-            return stopped
         except BadStepError as bad:
             keeper.save()
             where = save_bad_step(session.directory, bad)
             told = f"{bad}. The batch is in {where}; the state of step {session.step} is saved"
-            raise NonFiniteError(told) from bad
+            raise NonFiniteError(f"{told}\n{watch.not_finite(bad.at.step)}") from bad
         except DataError:
             # Other processes wait in a collective call that this one will not make; they cannot save with it.
             if dist.world_size() == 1:
                 keeper.save()
             raise
+    if stopped and keeper.gives_up:
+        raise gave_up(watch, session)
+    return stopped
 
 
 def _drain(session: Session, loader: Loader, keeper: _Keeper, metrics: Metrics, progress: Progress) -> bool:
@@ -177,6 +181,11 @@ def _report(
     for report in reports:
         session.step = report.at.step + 1
         numbers = _numbers(report) if _is_logged(session, report) else {}
+        if numbers and report.losses.health is not None:
+            measures = measure(report.losses.health)
+            numbers |= measures.numbers
+            for told in keeper.watch.feed(report.at.step, measures, grad_norm=numbers["grad_norm"]):
+                progress.say(told)
         if numbers and dist.is_main():
             metrics.write(report.at.step, numbers)
         progress.update(session.step, numbers, waited_s=loader.waited_s - waited_s)
@@ -236,10 +245,15 @@ def _numbers(report: StepReport) -> dict[str, float]:
 class _Keeper:
     """Decides when to save, and saves: state, backbone and data report."""
 
-    def __init__(self, session: Session, loader: Loader, request: StopRequest) -> None:
-        self.session, self.loader, self.request = session, loader, request
+    def __init__(self, session: Session, loader: Loader, request: StopRequest, watch: Watch) -> None:
+        self.session, self.loader, self.request, self.watch = session, loader, request, watch
         self.saved_at = time.monotonic()
         self.saved_step = -1
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether the run has collapsed and is to stop then."""
+        return self.session.recipe.run.on_collapse == "stop" and self.watch.finding is not None
 
     def wish(self, at: Clock) -> Wish:
         """Rank 0's clock decides about minutes; the rest follows from the step, the same on every process."""
@@ -249,7 +263,7 @@ class _Keeper:
             due = due or done % run.save_every_steps == 0
         if run.save_every_minutes is not None and dist.is_main():
             due = due or time.monotonic() - self.saved_at >= 60 * run.save_every_minutes
-        return Wish(stop=self.request.asked, save=due)
+        return Wish(stop=self.request.asked or self.gives_up, save=due)
 
     def _is_milestone(self, done: int) -> bool:
         epochs = self.session.recipe.run.milestone_epochs
