@@ -1,4 +1,4 @@
-"""One thread for each process that runs tests beside others: two teams of spinning threads starve each other."""
+"""One thread for each process that runs tests beside others: teams of spinning threads starve each other."""
 
 import os
 
