@@ -180,15 +180,15 @@ def _report(
     waited_s = 0.0
     for report in reports:
         session.step = report.at.step + 1
-        numbers = _numbers(report) if _is_logged(session, report) else {}
+        shown = numbers = _numbers(report) if _is_logged(session, report) else {}
         if numbers and report.losses.health is not None:
             measures = measure(report.losses.health)
-            numbers |= measures.numbers
+            numbers = shown | measures.numbers  # all of them for the record, and a line that can be read
             for told in keeper.watch.feed(report.at.step, measures, grad_norm=numbers["grad_norm"]):
                 progress.say(told)
         if numbers and dist.is_main():
             metrics.write(report.at.step, numbers)
-        progress.update(session.step, numbers, waited_s=loader.waited_s - waited_s)
+        progress.update(session.step, shown, waited_s=loader.waited_s - waited_s)
         waited_s = loader.waited_s
         if report.save or report.stop:
             keeper.save()
