@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from belvedere.core import dist, rng
 from belvedere.data.batch import Batch
-from belvedere.engine.precision import at_least_float32, full_precision
+from belvedere.engine.precision import full_precision
+from belvedere.methods.crops import ROLES, embeddings, encode_views, unit
 from belvedere.methods.method import Clock, Encoded, Extent, Group, Kept, Losses, Method, MethodOptions
 from belvedere.nn.heads import Projector, PrototypeHeads, initialize_linears_
 from belvedere.nn.resnet import ResNet
@@ -75,7 +76,7 @@ class DeepCluster(Method):
     """Student, memory bank, and prototypes that only clustering moves. Views: `global` ones and, optionally,
     `local` ones; numbered in this order."""
 
-    roles = ("global", "local")
+    roles = ROLES
     optional_roles = ("local",)
     peak_twice = True
     per_rank_state = ("bank.embeddings", "bank.index")
@@ -192,41 +193,20 @@ def label_watch(labels: Tensor, counts: Sequence[int]) -> dict[str, Tensor]:
 # What SeLa-v2 does alike
 
 
-def encode_views(student: nn.Module, batch: Batch) -> Encoded:
-    """Backbone features [V, B, width] of all views: one pass per run of equal sizes, each with its own
-    BatchNorm statistics."""
-    encoded: Encoded = {}
-    for number, views in enumerate(batch.runs(DeepCluster.roles)):  # [V, B, 3, H, W]
-        h = student(views.flatten(0, 1), part="backbone")
-        encoded[f"views_{number}"] = h.unflatten(0, views.shape[:2])
-    return encoded
-
-
-def embeddings(student: nn.Module, encoded: Encoded) -> Tensor:
-    """Unit embeddings [V, B, D] in at least float32: the head sees all views at once, in one BatchNorm."""
-    h = torch.cat(list(encoded.values()))  # [V, B, width]
-    z: Tensor = _unit(student(h.flatten(0, 1), part="head")).unflatten(0, h.shape[:2])
-    return z
-
-
 def fill_(bank: Bank, embed_dataset: Callable[..., Iterable[Any]], assign: Sequence[int]) -> None:
     """Write every row of the bank from the batches of one epoch: one assigned view at a time, each with its
     own BatchNorm statistics."""
 
     def encode(student: nn.Module, batch: Batch) -> Encoded:
-        views = [view for run in batch.runs(DeepCluster.roles) for view in run]  # V of [B, 3, H, W]
+        views = [view for run in batch.runs(ROLES) for view in run]  # V of [B, 3, H, W]
         return {f"view_{number}": student(views[number], part="backbone").unsqueeze(0) for number in assign}
 
     def project(student: nn.Module, encoded: Encoded) -> Tensor:
-        return torch.stack([_unit(student(h[0], part="head")) for h in encoded.values()])  # [A, B, D]
+        return torch.stack([unit(student(h[0], part="head")) for h in encoded.values()])  # [A, B, D]
 
     for step, (batch, z) in enumerate(embed_dataset(encode, project)):
         bank.write_(step, z, batch.index)
     assert bank.is_full(), "the pass over the data set gave fewer batches than an epoch has"
-
-
-def _unit(z: Tensor) -> Tensor:
-    return F.normalize(at_least_float32(z), dim=1, eps=1e-12)
 
 
 def assign_mistakes(

@@ -31,20 +31,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from belvedere.core import rng
 from belvedere.data.batch import Batch
 from belvedere.engine.precision import full_precision
+from belvedere.methods.crops import ROLES, embeddings, encode_views, unit
 from belvedere.methods.deepcluster import (
     Heads,
     Views,
     assign_mistakes,
     deepcluster_loss,
-    embeddings,
-    encode_views,
     fill_,
     label_watch,
     too_many_prototypes,
@@ -106,7 +104,7 @@ class SeLa(Method):
     """Student, memory bank and learned prototypes. Views: `global` ones and, optionally, `local` ones;
     numbered in this order."""
 
-    roles = ("global", "local")
+    roles = ROLES
     optional_roles = ("local",)
     peak_twice = True
     per_rank_state: tuple[str, ...] = ("bank.embeddings", "bank.index")
@@ -142,7 +140,7 @@ class SeLa(Method):
         if not self.bank.is_full():
             fill_(self.bank, embed_dataset, self.options.assign)
         if at.epoch % self.options.refresh_epochs == 0:
-            self.assignments.take_(self.bank, [_unit_rows(w) for w in self.prototypes.weights()])
+            self.assignments.take_(self.bank, [unit(w) for w in self.prototypes.weights()])
 
     # A step
 
@@ -150,7 +148,7 @@ class SeLa(Method):
     def start_step(self, at: Clock) -> None:
         """Prototypes back onto the sphere, which the last update left; frozen ones too."""
         for weight in self.prototypes.weights():
-            weight.copy_(_unit_rows(weight))
+            weight.copy_(unit(weight))
 
     def encode_student(self, student: nn.Module, batch: Batch, at: Clock) -> Encoded:
         return encode_views(student, batch)
@@ -265,7 +263,3 @@ def soft_loss(scores: Sequence[Tensor], q: Sequence[Tensor], seen: Tensor, *, te
     labels = torch.stack([shares.argmax(1).where(seen, UNSEEN) for shares in q])  # [H, B]
     watch = label_watch(labels, [logits.shape[1] for logits in scores])
     return Losses(total, terms={"cross_entropy": total.detach()}, watch=watch, kept={"targets": labels})
-
-
-def _unit_rows(weight: Tensor) -> Tensor:
-    return F.normalize(weight, dim=1, eps=1e-12)

@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -35,6 +34,7 @@ from belvedere.data.batch import Batch
 from belvedere.engine.health import Health
 from belvedere.engine.precision import at_least_float32, full_precision
 from belvedere.engine.remedy import STEADIER, Kind, Remedy
+from belvedere.methods.crops import ROLES, embeddings, encode_views, unit
 from belvedere.methods.method import Clock, Encoded, Extent, Group, Kept, Losses, Method, MethodOptions
 from belvedere.nn.heads import Projector, initialize_linears_
 from belvedere.nn.resnet import ResNet
@@ -179,7 +179,7 @@ class Options(MethodOptions):
 class SwAV(Method):
     """Student and prototypes. Views: `global` ones and, optionally, `local` ones; numbered in this order."""
 
-    roles = ("global", "local")
+    roles = ROLES
     optional_roles = ("local",)
     peak_twice = True
     per_rank_state = ("queue",)
@@ -208,27 +208,21 @@ class SwAV(Method):
     @torch.no_grad()
     def start_step(self, at: Clock) -> None:
         """Prototypes back onto the sphere, which the last update left; frozen ones too."""
-        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1, eps=1e-12))
+        self.prototypes.weight.copy_(unit(self.prototypes.weight))
 
     # 3.2 Multi-crop
 
     def encode_student(self, student: nn.Module, batch: Batch, at: Clock) -> Encoded:
         """One pass per run of equal sizes, each with its own BatchNorm statistics."""
-        encoded: Encoded = {}
-        for number, views in enumerate(batch.runs(self.roles)):  # [V, B, 3, H, W]
-            h = student(views.flatten(0, 1), part="backbone")
-            encoded[f"views_{number}"] = h.unflatten(0, views.shape[:2])  # [V, B, width]
-        return encoded
+        return encode_views(student, batch)
 
     # 3.1 Online clustering
 
     def loss(self, student: nn.Module, encoded: Encoded, target: Encoded, batch: Batch, at: Clock) -> Losses:
-        h = torch.cat(list(encoded.values()))  # [V, B, width]
-        z = student(h.flatten(0, 1), part="head")  # one BatchNorm over all views
+        z = embeddings(student, encoded)  # [V, B, D]
         with full_precision(z.device):
-            z = F.normalize(at_least_float32(z), dim=1, eps=1e-12).unflatten(0, h.shape[:2])  # [V, B, D]
             prototypes = at_least_float32(self.prototypes.weight)
-            queue = self.full_queue(at, h.shape[1])
+            queue = self.full_queue(at, z.shape[1])
             queued = None if queue is None else queue @ prototypes.detach().T
             losses = swav_loss(z @ prototypes.T, queued, options=self.options)
         losses.kept["z"] = z.detach()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _PASSES = 3
-_BITS = 24  # Pillow's fixed point; sums stay below 2**32, see `_box`
+BITS = 24  # Pillow's fixed point; sums stay below 2**32, see `_box`
 
 
 def box_radii(radii: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -24,6 +24,13 @@ def box_radii(radii: NDArray[np.float64]) -> NDArray[np.float32]:
     edge = (two * whole + one) * (whole * (whole + one) - three * sigma2)
     result: NDArray[np.float32] = whole + edge / (six * (sigma2 - (whole + one) * (whole + one)))
     return result
+
+
+def box_weights(boxes: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Fixed-point weights [N] of a box's inner pixels and of its two outer ones, by its half-width [N]."""
+    inner = (np.float32(1 << BITS) / (np.float32(2) * boxes + np.float32(1))).astype(np.int32)
+    outer: NDArray[np.int32] = ((1 << BITS) - (2 * boxes.astype(np.int32) + 1) * inner) // 2
+    return inner, outer
 
 
 def gaussian_blur(crops: Tensor, radii: NDArray[np.float64]) -> Tensor:
@@ -43,9 +50,7 @@ def gaussian_blur(crops: Tensor, radii: NDArray[np.float64]) -> Tensor:
 
 def _blurred(crops: Tensor, boxes: NDArray[np.float32], whole: int) -> Tensor:
     """Blur by boxes [N] whose half-widths have the same whole part."""
-    inner = (np.float32(1 << _BITS) / (np.float32(2) * boxes + np.float32(1))).astype(np.int32)
-    outer = ((1 << _BITS) - (2 * whole + 1) * inner) // 2
-    inner_, outer_ = (torch.from_numpy(w).to(crops.device).view(-1, 1, 1, 1) for w in (inner, outer))
+    inner_, outer_ = (torch.from_numpy(w).to(crops.device).view(-1, 1, 1, 1) for w in box_weights(boxes))
     lines = crops.to(torch.int32)
     for _ in range(2):  # across; then down, on the transposed image
         for _ in range(_PASSES):
@@ -68,4 +73,4 @@ def _box(lines: Tensor, inner: Tensor, outer: Tensor, whole: int) -> Tensor:
     for shift in range(2, 2 * edge):
         middle += padded[..., shift : shift + width]
     ends = padded[..., :width] + padded[..., 2 * edge : 2 * edge + width]
-    return (middle.mul_(inner).add_(ends.mul_(outer)).add_(1 << (_BITS - 1))) >> _BITS & 0xFF
+    return (middle.mul_(inner).add_(ends.mul_(outer)).add_(1 << (BITS - 1))) >> BITS & 0xFF

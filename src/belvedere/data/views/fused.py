@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from belvedere.data.views.fused_parameters import packed
+from belvedere.data.views.photometry import normalization
 
 Floats = NDArray[np.float64]
 Triple = tuple[float, float, float]
@@ -98,6 +99,5 @@ def _launch(
 
 def _scale(mean: Triple, std: Triple, dtype: torch.dtype) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """What `photometry.normalize` multiplies with and adds, each [3], rounded to `dtype` as it does."""
-    shift = torch.tensor(mean, dtype=torch.float64) * 255.0
-    scale = 1.0 / (torch.tensor(std, dtype=torch.float64) * 255.0)
-    return scale.to(dtype).float().numpy(), (-shift * scale).to(dtype).float().numpy()
+    factor, offset = (part.to(dtype).float().numpy() for part in normalization(mean, std))
+    return factor, offset

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from belvedere.data.views.blur import box_radii
+from belvedere.data.views.blur import box_radii, box_weights
 from belvedere.data.views.color import hsv_to_rgb, rgb_to_hsv
 from belvedere.data.views.draw import Column
 
@@ -24,8 +24,6 @@ PLACES = 4
 """Adjustments a row's order holds."""
 
 HUE_LEVELS = 256
-
-_BITS = 24  # fixed point of the blur's weights
 
 
 class Head(IntEnum):
@@ -134,11 +132,8 @@ def _pack_blur_(fields: Ints, rows: Floats) -> None:
     """The fixed-point weights of `blur.gaussian_blur`'s boxes, for the rows that blur."""
     which = rows[:, Column.BLUR] > 0
     boxes = box_radii(rows[which, Column.RADIUS])
-    reach = boxes.astype(np.int64)
-    inner = (np.float32(1 << _BITS) / (np.float32(2) * boxes + np.float32(1))).astype(np.int64)
-    fields[which, Field.INNER] = inner
-    fields[which, Field.OUTER] = ((1 << _BITS) - (2 * reach + 1) * inner) // 2
-    fields[which, Field.REACH] = reach
+    fields[which, Field.INNER], fields[which, Field.OUTER] = box_weights(boxes)
+    fields[which, Field.REACH] = boxes.astype(np.int64)
     fields[:, Field.BLUR] = np.where(which, np.cumsum(which) - 1, NOTHING)
 
 
