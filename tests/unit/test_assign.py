@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import answers_of
 from torch import Tensor
 
-from belvedere.core import dist
 from belvedere.ops import assign
 from belvedere.ops.assign import balanced_labels, balanced_shares, mean_over_assigned, potentials
 from belvedere.ops.sinkhorn import sinkhorn
-
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["torch", "pytest"])
 
 
 def _unit(rows: int, width: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -156,11 +152,7 @@ def test_the_mean_over_no_row_is_zero_with_zero_gradient() -> None:
 # Two processes
 
 
-def _process(rank: int, directory: Path, answers: Any) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{directory / 'rendezvous'}", rank=rank, world_size=2
-    )
+def _answer(rank: int) -> Any:
     bank, prototypes = _unit(61, 5), _unit(7, 5, seed=1)
     found = []
     for mine in (bank[:20] if rank == 0 else bank[20:], bank if rank == 0 else bank[:0]):
@@ -169,19 +161,11 @@ def _process(rank: int, directory: Path, answers: Any) -> None:
     losses = torch.tensor([[2.0, 4.0], [6.0, 8.0]])[rank].requires_grad_()
     mean = mean_over_assigned(losses, torch.tensor([[True, True], [False, True]])[rank])
     (gradient,) = torch.autograd.grad(mean, losses)
-    answers.put((rank, found, float(mean.detach()), gradient.tolist()))
-    dist.stop()
+    return rank, found, float(mean.detach()), gradient.tolist()
 
 
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    answers = forkserver.Queue()
-    processes = [forkserver.Process(target=_process, args=(rank, tmp_path, answers)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    told = sorted((answers.get(timeout=60) for _ in processes), key=lambda answer: answer[0])
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0
+    told = answers_of(_answer, tmp_path)
     bank, prototypes = _unit(61, 5), _unit(7, 5, seed=1)
     v = potentials(bank, prototypes, epsilon=0.05, iterations=4)
     labels = balanced_labels(bank, prototypes, v, epsilon=0.05)

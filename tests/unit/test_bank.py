@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import torch
+from processes import answers_of
 from torch import Tensor
 
-from belvedere.core import dist
 from belvedere.ops.bank import UNSEEN, Bank, Snapshot
-
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["torch", "pytest"])
 
 _STEPS, _BATCH, _IMAGES = 3, 2, 9
 
@@ -103,11 +99,7 @@ def _of_rank(rank: int) -> Bank:
     return _filled(z[:, :, rows], index[:, rows], batch=_BATCH)
 
 
-def _process(rank: int, directory: Path, answers: Any) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{directory / 'rendezvous'}", rank=rank, world_size=2
-    )
+def _answer(rank: int) -> Any:
     bank = _of_rank(rank)
     table = bank.by_image(bank.positions() + 100, _IMAGES)
     snapshot = Snapshot(2, 3)
@@ -115,19 +107,11 @@ def _process(rank: int, directory: Path, answers: Any) -> None:
     snapshot.take_(bank)
     asked = torch.tensor([[5, 3, 0], [4, 4, 8]])[rank]
     z, seen = snapshot.of_images(asked)
-    answers.put((rank, bank.positions().tolist(), table.tolist(), z.tolist(), seen.tolist()))
-    dist.stop()
+    return rank, bank.positions().tolist(), table.tolist(), z.tolist(), seen.tolist()
 
 
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    answers = forkserver.Queue()
-    processes = [forkserver.Process(target=_process, args=(rank, tmp_path, answers)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    told = sorted((answers.get(timeout=60) for _ in processes), key=lambda answer: answer[0])
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0
+    told = answers_of(_answer, tmp_path)
     alone = _filled(*_global(), batch=2 * _BATCH)
     table = alone.by_image(alone.positions() + 100, _IMAGES)
     assert sorted(told[0][1] + told[1][1]) == alone.positions().tolist()

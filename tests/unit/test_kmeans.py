@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import answers_of
 from torch import Tensor
 
-from belvedere.core import dist
 from belvedere.core.errors import RecipeError
 from belvedere.ops import nearest as nearest_module
 from belvedere.ops.kmeans import cluster, cluster_sums
 from belvedere.ops.nearest import nearest
-
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["torch", "pytest"])
 
 
 def _unit(rows: int, width: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -195,11 +191,7 @@ def _of_rank(bank: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return bank[positions], positions
 
 
-def _process(rank: int, directory: Path, answers: Any) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{directory / 'rendezvous'}", rank=rank, world_size=2
-    )
+def _answer(rank: int) -> Any:
     start = torch.arange(0, 600, 4)
     results = []
     for dtype in (torch.float32, torch.float64):
@@ -212,19 +204,11 @@ def _process(rank: int, directory: Path, answers: Any) -> None:
         refusal = ""
     except RecipeError as error:
         refusal = str(error)
-    answers.put((rank, [tuple(t.numpy() for t in pair) for pair in results], refusal))
-    dist.stop()
+    return rank, [tuple(t.numpy() for t in pair) for pair in results], refusal
 
 
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    answers = forkserver.Queue()
-    processes = [forkserver.Process(target=_process, args=(rank, tmp_path, answers)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    told = sorted((answers.get(timeout=40) for _ in processes), key=lambda answer: answer[0])
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0
+    told = answers_of(_answer, tmp_path)
     for number, (dtype, atol) in enumerate(((torch.float32, 1e-6), (torch.float64, 1e-14))):
         bank = _unit(600, 16, dtype=dtype)
         centroids, assignments = cluster(bank, start=torch.arange(0, 600, 4), iterations=5)

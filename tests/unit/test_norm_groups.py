@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import answers_of
 from torch import Tensor, nn
 
 from belvedere.core import dist
 from belvedere.nn.norm import GlobalBatchNorm, commit_, globalize_
 
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["torch", "pytest"])
 _WORLD, _GROUP, _ROWS, _CHANNELS = 4, 2, 3, 5
 
 
@@ -30,11 +28,7 @@ def _network(group: int | None) -> nn.Module:
     return network
 
 
-def _process(rank: int, directory: Path, answers: Any) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{directory / 'rendezvous'}", rank=rank, world_size=_WORLD
-    )
+def _answer(rank: int) -> Any:
     told: dict[str, Any] = {}
     for group in (1, _GROUP, _WORLD, None):
         network = _network(group)
@@ -49,8 +43,7 @@ def _process(rank: int, directory: Path, answers: Any) -> None:
         _network(3)(_rows()[:_ROWS])
     except ValueError as error:
         told["refusal"] = str(error)
-    answers.put((rank, told))
-    dist.stop()
+    return told
 
 
 def _expected(group: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -70,14 +63,7 @@ def _expected(group: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
 
 
 def test_groups_of_processes_share_their_statistics(tmp_path: Path) -> None:
-    answers = forkserver.Queue()
-    processes = [forkserver.Process(target=_process, args=(r, tmp_path, answers)) for r in range(_WORLD)]
-    for process in processes:
-        process.start()
-    told = dict(sorted(answers.get(timeout=60) for _ in processes))
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0
+    told = answers_of(_answer, tmp_path, count=_WORLD)
     for group in (1, _GROUP, _WORLD):
         out, gradients, buffers = _expected(group)
         for rank in range(_WORLD):
