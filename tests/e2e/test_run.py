@@ -15,6 +15,8 @@ import torch
 
 from belvedere.core.errors import CheckpointError, DataError, NonFiniteError, RunLockedError
 from belvedere.core.files import DirectoryLock
+from belvedere.data.fetch import Fetched
+from belvedere.data.loader import Loader
 from belvedere.engine.state import load
 from belvedere.recipe.load import load_recipe
 from belvedere.recipe.schema import Recipe
@@ -247,6 +249,32 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_kept(
     from safetensors.torch import load_file
 
     assert {"views/target", "views/anchor", "draws/patch_order", "index"} <= load_file(batch).keys()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_worker_that_dies_of_the_signal_to_stop_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    note = Loader._note
+
+    def ended(self: Loader, fetched: Fetched) -> None:
+        note(self, fetched)
+        if self.asked > 2 * 336:
+            if asked:
+                signal.raise_signal(signal.SIGTERM)
+            raise DataError("a loader worker ended (signal 15)")
+
+    monkeypatch.setattr(Loader, "_note", ended)
+    if asked:
+        assert pretrain(fast(tmp_path)).stopped
+    else:
+        with pytest.raises(DataError, match="signal 15"):
+            pretrain(fast(tmp_path))
+    kept = load(tmp_path)
+    assert kept is not None
+    assert kept.step == 2
+    monkeypatch.undo()
+    assert pretrain(fast(tmp_path)).step == STEPS
 
 
 def test_too_many_bad_images_stop_the_run_by_name(tmp_path: Path) -> None:

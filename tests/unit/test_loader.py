@@ -340,7 +340,7 @@ def test_an_early_end_stops_the_thread(folder, how):
 def test_an_early_end_stops_the_workers(folder, how):
     batches = loader(open_source(str(folder)), total_steps=1000, workers=2)
     stream = iter(batches)
-    next(stream)
+    next(stream), next(stream)  # one by each: a worker is deaf from where it starts to read
     pids = [process.pid for process in batches._ahead._batches._workers]
     assert alive(pids) == pids
     for pid in pids:  # a terminal's Ctrl-C and a scheduler's SIGTERM reach workers too

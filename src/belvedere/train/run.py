@@ -141,11 +141,15 @@ def _train(session: Session) -> bool:
             where = save_bad_step(session.directory, bad)
             told = f"{bad}. The batch is in {where}; the state of step {session.step} is saved"
             raise NonFiniteError(f"{told}\n{watch.not_finite(bad.at.step)}") from bad
-        except DataError:
+        except DataError as error:
             # Other processes wait in a collective call that this one will not make; they cannot save with it.
-            if dist.world_size() == 1:
-                keeper.save()
-            raise
+            if dist.world_size() > 1:
+                raise
+            keeper.save()
+            if not request.asked:
+                raise
+            progress.say(f"stopped on request, while: {error}")  # a worker that starts hears the signal too
+            stopped = True
     if stopped and keeper.gives_up:
         raise gave_up(watch, session)
     return stopped
