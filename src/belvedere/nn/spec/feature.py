@@ -1,0 +1,34 @@
+"""What a recipe says about the feature of a trained backbone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from belvedere.core.settings import Settings
+from belvedere.nn.spec.count import Count
+
+
+class FeatureSpec(Settings):
+    """Which tensor is *the* feature of a trained backbone, and how an image is prepared for it.
+
+    source: class token, mean of the region tokens, both concatenated, or the backbone's pooled output;
+    blocks: of the last n blocks, concatenated oldest first; norm: the final norm on none or all of them.
+    resize_px: the shorter side before the central crop of crop_px.
+    """
+
+    source: Literal["cls", "mean", "cls+mean", "pooled"]
+    blocks: Count
+    norm: Literal["none", "last_stage", "all"]
+    resize_px: Count
+    crop_px: Count
+    interpolation: Literal["bilinear", "bicubic"]
+
+    @model_validator(mode="after")
+    def _fits(self) -> FeatureSpec:
+        if self.crop_px > self.resize_px:
+            raise ValueError(f"crop_px {self.crop_px} is larger than resize_px {self.resize_px}")
+        if self.source == "pooled" and (self.blocks != 1 or self.norm != "none"):
+            raise ValueError("source pooled is one output; blocks must be 1 and norm none")
+        return self

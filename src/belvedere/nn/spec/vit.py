@@ -1,0 +1,45 @@
+"""What a recipe says about a vision transformer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from belvedere.core.settings import Settings
+from belvedere.nn.spec.count import Count
+
+
+class ViTSpec(Settings):
+    """A vision transformer. image_px fixes the position table; other sizes resize it. stem `conv` is four
+    strided 3x3 convolutions (patch_px must be 16). drop_path: the last block's rate; linear from 0 over
+    depth."""
+
+    name: Literal["vit"]
+    width: Count
+    depth: Count
+    heads: Count
+    patch_px: Count
+    mlp_ratio: Annotated[float, Field(gt=0.0)]
+    stem: Literal["patch", "conv"]
+    image_px: Count
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> ViTSpec:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        if self.image_px % self.patch_px:
+            raise ValueError(f"image_px {self.image_px} is no multiple of patch_px {self.patch_px}")
+        if self.stem == "conv" and self.patch_px != 16:
+            raise ValueError("stem conv has patches of 16 px; set patch_px to 16")
+        return self
+
+    @property
+    def multiple_px(self) -> int:
+        """Image sides must be multiples of this."""
+        return self.patch_px
+
+    def num_patches(self, px: int) -> int:
+        """Patches of a square image of `px` pixels, a multiple of `multiple_px`."""
+        return (px // self.patch_px) ** 2
