@@ -34,6 +34,30 @@ def test_sinkhorn_leaves_a_column_of_exact_zeros_empty() -> None:
     assert torch.equal(q, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 3, 50])
+@pytest.mark.parametrize("spread", [20.0, 2000.0])
+@pytest.mark.parametrize("shape", [(32, 64), (2000, 300)])
+def test_sinkhorn_is_that_of_the_log_domain(iterations: int, spread: float, shape: tuple[int, int]) -> None:
+    """Also where rows are worked on in several parts, and where a plain float32 form is not finite."""
+    log_p = spread * torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = log_p
+    for _ in range(iterations):
+        expected = expected - expected.logsumexp(0)
+        expected = expected - expected.logsumexp(1, keepdim=True)
+    torch.testing.assert_close(sinkhorn(log_p, iterations), expected.exp(), rtol=1e-9, atol=1e-12)
+    single = sinkhorn(log_p.float(), iterations)
+    assert single.dtype == torch.float32
+    # What rounding the input to float32 changes: half of 1.2e-4 at 2000, in an exponent.
+    torch.testing.assert_close(single.double(), expected.exp(), rtol=0, atol=spread * 2e-7)
+
+
+def test_sinkhorn_leaves_its_input_alone() -> None:
+    log_p = torch.randn(6, 4)
+    kept = log_p.clone()
+    sinkhorn(log_p, 3)
+    assert torch.equal(log_p, kept)
+
+
 def test_no_iterations_leave_probabilities_as_they_are() -> None:
     p = torch.tensor([[0.2, 0.8], [0.5, 0.5]])
     torch.testing.assert_close(sinkhorn(p.log(), 0), p)

@@ -7,6 +7,8 @@ can be replayed, and the two forwards of an accumulated step count once.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,7 +51,12 @@ class GlobalBatchNorm(nn.Module):
             out = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
             self.pending.append((mean, var))
             return out
-        return self._over_processes(x)
+        together = self._together()
+        out, mean, var = _Together.apply(x, self.weight, self.bias, self.eps, together)
+        count = x.numel() // x.shape[1] * together
+        self.pending.append((mean, var * (count / (count - 1))))
+        normalized: Tensor = out
+        return normalized
 
     def _together(self) -> int:
         """How many processes share their statistics."""
@@ -60,29 +67,83 @@ class GlobalBatchNorm(nn.Module):
             raise ValueError(f"BatchNorm over groups of {self.group} needs a multiple of that; got {world}")
         return self.group
 
-    def _summed(self, total: Tensor) -> Tensor:
-        """The sum of [C] over the processes of this one's group, differentiable."""
-        together = self._together()
-        groups = dist.world_size() // together
-        if groups == 1:
-            return dist.summed(total)
-        # One sum over all processes in which each group has a row: a few kilobytes more to send than over
-        # communicators of their own, and none to build and keep.
-        mine = dist.rank() // together
-        rows = [total if row == mine else torch.zeros_like(total) for row in range(groups)]
-        return dist.summed(torch.stack(rows))[mine]
 
-    def _over_processes(self, x: Tensor) -> Tensor:
-        over = [dim for dim in range(x.dim()) if dim != 1]
-        column = [1, -1] + [1] * (x.dim() - 2)
-        wide = x.to(self.running_mean.dtype)
-        count = x.numel() // x.shape[1] * self._together()
-        mean = self._summed(wide.sum(over)) / count  # [C]
-        centred = wide - mean.view(column)
-        var = self._summed(centred.square().sum(over)) / count  # [C]
-        self.pending.append((mean.detach(), var.detach() * (count / (count - 1))))
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return (centred * scale.view(column) + self.bias.view(column)).to(x.dtype)
+class _Together(torch.autograd.Function):
+    """BatchNorm of x [R, C, ...] over groups of `together` processes: (normalized, mean [C], biased variance
+    [C]), the last two without gradient. One collective in each direction, of all processes: each group has
+    its rows in it, which is less than to build and keep communicators of their own.
+
+    As everywhere, the gradient of x is that of the sum of all processes' losses, and those of weight and bias
+    are this process's part.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, together: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        over, column = _dims(x)
+        wide = x.to(weight.dtype)
+        rows = x.numel() // x.shape[1]
+        near = wide.mean(over)  # [C], but for its rounding
+        centred = wide - near.view(column)
+        local = torch.stack([near, centred.sum(over), centred.square().sum(over)]).double()  # [3, C]
+        nears, sums, squares = _of_group(local, together).unbind(1)  # [together, C] each
+        # Chan et al. 1979: squares about the mean of each process, and of these means about the mean of all.
+        # Sums of x and of its square would cancel where a channel's mean is large beside its deviation.
+        means = nears + sums / rows
+        mean = means.mean(0)
+        total = (squares - sums.square() / rows).sum(0) + rows * (means - mean).square().sum(0)
+        var = total / (rows * together)
+        inverse = torch.rsqrt(var + eps).to(weight.dtype)
+        offset = (local[0] - mean).to(weight.dtype) * inverse  # `centred` is about this process's mean
+        scale, shift = weight * inverse, offset * weight + bias
+        out = torch.addcmul(shift.view(column), centred, scale.view(column)).to(x.dtype)
+        mean, var = mean.to(weight.dtype), var.to(weight.dtype)
+        ctx.save_for_backward(x, weight, near, inverse, offset)
+        ctx.together = together
+        ctx.mark_non_differentiable(mean, var)
+        return out, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, weight, near, inverse, offset = ctx.saved_tensors
+        over, column = _dims(x)
+        gradient = gradient.to(weight.dtype)
+        centred = x.to(weight.dtype) - near.view(column)
+        normalized = torch.addcmul(offset.view(column), centred, inverse.view(column))
+        local = torch.stack([gradient.sum(over), (gradient * normalized).sum(over)])  # [2, C]
+        of_bias, of_weight = local
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            count = x.numel() // x.shape[1] * ctx.together
+            shared = _summed(local, ctx.together) / count  # [2, C]
+            of_x = gradient - shared[0].view(column) - normalized * shared[1].view(column)
+            of_x = (of_x * (weight * inverse).view(column)).to(x.dtype)
+        needed = zip((of_weight, of_bias), ctx.needs_input_grad[1:3], strict=True)
+        return of_x, *(value if wanted else None for value, wanted in needed), None, None
+
+
+def _dims(x: Tensor) -> tuple[list[int], list[int]]:
+    """The dimensions of x [R, C, ...] that a channel spans, and the shape that lays [C] along it."""
+    return [dim for dim in range(x.dim()) if dim != 1], [1, -1] + [1] * (x.dim() - 2)
+
+
+def _of_group(local: Tensor, together: int) -> Tensor:
+    """The values [together, ...] of the processes of this one's group, by rank, to the bit."""
+    values = local.new_zeros(dist.world_size(), *local.shape)
+    values[dist.rank()] = local
+    dist.all_reduce_(values)  # every value is a sum with zeros
+    first = dist.rank() // together * together
+    return values[first : first + together]
+
+
+def _summed(local: Tensor, together: int) -> Tensor:
+    """The sum over the processes of this one's group."""
+    groups, mine = dist.world_size() // together, dist.rank() // together
+    sums = local.new_zeros(groups, *local.shape)
+    sums[mine] = local
+    dist.all_reduce_(sums)
+    return sums[mine]
 
 
 def globalize_(module: nn.Module, *, group: int | None = None) -> None:

@@ -1,22 +1,22 @@
 """Balanced assignments of a whole data set: Sinkhorn-Knopp over a memory bank, chunk by chunk.
 
-The plan q [n, K] of a million embeddings and thousands of prototypes is never held. In the log domain it is
-log q = scores / epsilon + u + v, with one number u per row and v per column; as rows are normalized last, u
-follows from v. So v alone (the *potentials*) is kept, and scores are computed again in every iteration.
-Memory beyond the embeddings is bounded by a chunk, and nothing can underflow.
+The plan q [n, K] of a million embeddings and thousands of prototypes is never held: it is the softmax of
+scores / epsilon + v, with one number v per column (rows are normalized last, so what scales them follows). So
+v alone (the *potentials*) is kept, and scores are computed again in every iteration. Memory beyond the
+embeddings is bounded by a chunk, and nothing can underflow.
 
 Legend: n embeddings of this process, N of all, D columns, K prototypes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from belvedere.core import dist
+from belvedere.ops.sinkhorn import log_mass, softmax_
 
 _SCORES_AT_ONCE = 1 << 22  # of a chunk: 16 MiB of float32
 
@@ -39,12 +39,20 @@ def potentials(
     """
     v = torch.zeros(len(prototypes), dtype=torch.float64, device=bank.device)
     for iteration in range(iterations):
-        mass = torch.full_like(v, -math.inf)  # log of what each prototype has
-        for logits in _chunks(bank, prototypes, v, epsilon=epsilon, scores_at_once=scores_at_once):
-            log_q = logits.log_softmax(1) if iteration else logits
-            mass = torch.logaddexp(mass, log_q.logsumexp(0).double())
-        v -= _over_processes(mass)
+        parts = _chunks(bank, prototypes, v, epsilon=epsilon, scores_at_once=scores_at_once)
+        v -= _log_shares(parts, v) if iteration else log_mass(parts, v)
     return v
+
+
+def _log_shares(parts: Iterable[Tensor], like: Tensor) -> Tensor:
+    """The log of what each prototype has of the rows of all processes [K], each normalized; 0 where it has
+    nothing. After a first iteration that is 1/K at least (see `ops.sinkhorn`), so that sums are plain."""
+    share = torch.zeros_like(like)
+    for part in parts:
+        softmax_(part)
+        share += part.sum(0)
+    dist.all_reduce_(share)
+    return share.masked_fill(share == 0, 1.0).log()
 
 
 @torch.no_grad()
@@ -74,9 +82,9 @@ def mean_over_assigned(losses: Tensor, assigned: Tensor) -> Tensor:
 
 
 def _logits(rows: Tensor, prototypes: Tensor, v: Tensor, *, epsilon: float) -> Tensor:
+    """scores / epsilon + v [b, K]."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
-    scores = rows.to(dtype) @ prototypes.to(dtype).T  # [b, K]
-    return scores / epsilon + v.to(dtype)
+    return torch.addmm(v.to(dtype), rows.to(dtype), prototypes.to(dtype).T, alpha=1 / epsilon)
 
 
 def _chunks(
@@ -85,15 +93,3 @@ def _chunks(
     rows = max(1, scores_at_once // len(prototypes))
     for start in range(0, len(bank), rows):
         yield _logits(bank[start : start + rows], prototypes, v, epsilon=epsilon)
-
-
-def _over_processes(mass: Tensor) -> Tensor:
-    """The log of a sum over processes of exp(mass) [K]; 0 for a prototype without any."""
-    if dist.world_size() > 1:
-        top = mass.clone()
-        dist.all_reduce_(top, op="max")
-        top = top.clamp(min=torch.finfo(mass.dtype).min)
-        total = (mass - top).exp()
-        dist.all_reduce_(total)
-        mass = top + total.log()
-    return mass.masked_fill(mass == -math.inf, 0.0)
