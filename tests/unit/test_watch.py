@@ -25,8 +25,18 @@ from belvedere.engine.health import (
     measure,
     spread,
 )
-from belvedere.engine.remedy import Remedy, first_change, value_at, written
+from belvedere.engine.remedy import (
+    Remedy,
+    first_change,
+    smaller_steps,
+    softer_crops,
+    value_at,
+    written,
+)
 from belvedere.engine.watch import Choices, Watch
+from belvedere.methods.deepcluster import deepcluster_loss, health_of
+from belvedere.methods.sela import soft_loss
+from belvedere.ops.bank import UNSEEN
 
 K = 32
 LN_K = math.log(K)
@@ -48,7 +58,7 @@ SICK: dict[str, dict[str, float]] = {
     "one prototype takes all": {"top_share": 0.99, "cross_entropy": 0.001, "prediction_entropy": 0.01},
     "constant embedding": {"spread": 0.001, "effective_rank": 1.1, "cross_entropy": LN_K},
     "uniform assignment": {"cross_entropy": LN_K - 0.001, "single_entropy": 0.999},
-    "dead prototypes": {"share_in_use": 0.2},
+    "dead prototypes": {"share_in_use": 0.2, "prediction_entropy": 0.6},
 }
 PATIENCE = Patience(grace_steps=200, steps=100)
 
@@ -151,6 +161,25 @@ def test_measure_looks_at_a_few_hundred_embeddings_of_a_large_batch() -> None:
     numbers = measure(Health(z=z, log_p=log_p, cross_entropy=torch.tensor(1.0))).numbers
     assert numbers["effective_rank"] == pytest.approx(1.0)
     assert numbers["spread"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_first_of_several_heads_is_measured() -> None:
+    generator = torch.Generator().manual_seed(2)
+    scores = [torch.randn(6, k, generator=generator, requires_grad=True) for k in (4, 7)]  # 2 views, 3 images
+    z = torch.randn(2, 3, 5, generator=generator)
+    labels = torch.tensor([[1, 1, UNSEEN], [0, 6, 2]])
+    hard = health_of(deepcluster_loss(scores, labels, temperature=0.1), z)
+    first = (scores[0] / 0.1).detach().log_softmax(1)
+    torch.testing.assert_close(hard.log_p, first.unflatten(0, (2, 3)))
+    torch.testing.assert_close(hard.cross_entropy, -first[[0, 1, 3, 4], 1].mean())
+    assert hard.q is not None
+    assert hard.q.tolist() == [[0.0, 1.0, 0.0, 0.0]]
+    assert measure(hard).numbers["top_target"] == 1.0
+    shares = [torch.rand(3, k, generator=generator).softmax(1) for k in (4, 7)]
+    soft = health_of(soft_loss(scores, shares, torch.tensor([True, False, True]), temperature=0.1), z)
+    assert soft.q is not None
+    torch.testing.assert_close(soft.q[0], (shares[0][0] + shares[0][2]) / 2)
+    assert not any(each.requires_grad for each in (hard.log_p, hard.cross_entropy, soft.log_p, soft.q))
 
 
 def test_measure_leaves_gradients_and_tensors_alone() -> None:
@@ -265,6 +294,61 @@ def test_few_prototypes_have_a_large_share_without_a_collapse() -> None:
     assert diagnose(history(lambda step: two, steps=400), PATIENCE) is None
 
 
+def test_predictions_that_agree_on_one_prototype_against_their_targets_have_another_cause() -> None:
+    silenced = {"top_share": 0.9, "cross_entropy": LN_K + 4, "spread": 0.01}
+    found = diagnose(history(lambda step: silenced, steps=400), PATIENCE)
+    assert found is not None
+    assert found.kind == "constant embedding"
+
+
+@pytest.mark.parametrize(
+    ("loss", "single", "stuck"),
+    [
+        (LN_K - 0.04, 0.6, True),
+        (LN_K - 0.08, 0.6, False),
+        (LN_K - 0.08, 0.999, True),  # SwAV at temperature 10, which cannot get further below
+        (LN_K - 0.29, 0.999, True),
+        (LN_K - 0.31, 0.999, False),
+    ],
+)
+def test_a_loss_near_ln_k_is_held_against_how_soft_predictions_are(
+    loss: float, single: float, stuck: bool
+) -> None:
+    numbers = {"cross_entropy": loss, "single_entropy": single}
+    found = diagnose(history(lambda step: numbers, steps=400), PATIENCE)
+    assert (found is not None and found.kind == "uniform assignment") == stuck
+
+
+def test_prototypes_that_have_their_mass_are_not_dead() -> None:
+    soft = {"share_in_use": 0.35, "prediction_entropy": 0.897, "ln_k": math.log(20), "cross_entropy": 2.4}
+    assert diagnose(history(lambda step: soft, steps=400), PATIENCE) is None, "SeLa-v2 after eight epochs"
+    stale = {"share_in_use": 0.19, "prediction_entropy": 0.66}
+    found = diagnose(history(lambda step: stale, steps=400), PATIENCE)
+    assert found is not None
+    assert found.kind == "dead prototypes"
+    assert "19.0% of 32" in found.evidence
+    assert "30.8%" in found.evidence, "32 ** (0.66 - 1)"
+
+
+RECORDED = {
+    "tiny/msn": (32, [(2.54, 0.78, 0.52, 0.06, 0.06, 0.99), (1.4, 0.5, 0.7, 0.084, 0.098, 0.97)]),
+    "tiny/swav": (32, [(2.86, 0.811, 0.429, 0.069, 0.058, 0.99), (1.9, 0.6, 0.68, 0.05, 0.05, 0.98)]),
+    "tiny/deepcluster": (20, [(2.8, 0.945, 0.1, 0.06, 0.12, 0.997), (0.8, 0.5, 0.5, 0.128, 0.169, 0.98)]),
+    "tiny/sela": (20, [(2.79, 0.874, 0.195, 0.1, 0.122, 0.897), (2.0, 0.73, 0.38, 0.14, 0.14, 0.93)]),
+}
+"""K, and of healthy runs the worst loss, entropy of one prediction, spread, largest shares and entropy of the
+mean prediction after the warm-up, and what they had later."""
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_worst_numbers_of_healthy_runs_are_no_collapse_however_long_they_last(name: str) -> None:
+    k, rows = RECORDED[name]
+    names = ("cross_entropy", "single_entropy", "spread", "top_share", "top_target", "prediction_entropy")
+    for row in rows:
+        numbers = {**dict(zip(names, row, strict=True)), "ln_k": math.log(k), "share_in_use": 0.35}
+        assert diagnose(history(lambda step, same=numbers: same, steps=1000), PATIENCE) is None  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_told_at_once(value: float) -> None:
     run = history(lambda step: {"agreement": value} if step == 49 else {}, steps=50)
@@ -356,6 +440,50 @@ def test_the_first_remedy_that_would_change_the_recipe() -> None:
     assert first_change(REMEDIES, "constant embedding", settings) is None
 
 
+def test_a_remedy_for_one_optimizer_is_passed_over_with_another() -> None:
+    lr = {"start": 0.0, "peak": 10.0, "final": 0.0, "warmup_epochs": 5.0}
+    remedies = smaller_steps("uniform assignment", "because")
+    for optimizer, peak in (("larc", "4.8"), ("adamw", "0.01")):
+        change = first_change(remedies, "uniform assignment", {"optim": {"name": optimizer, "lr": lr}})
+        assert change is not None
+        assert change.override == f"optim.lr.peak={peak}"
+    assert first_change(remedies, "uniform assignment", {"optim": {"name": "other", "lr": lr}}) is None
+
+
+@pytest.mark.parametrize(
+    ("start", "final", "warmup", "override"),
+    [
+        (0.3, 0.003, 10.0, "optim.lr.peak=4.8"),
+        (6.0, 0.003, 10.0, "optim.lr={start: 4.8, peak: 4.8, final: 0.003, warmup_epochs: 10}"),
+        (0.3, 5.0, 10.0, "optim.lr={start: 0.3, peak: 4.8, final: 4.8, warmup_epochs: 10}"),
+        (9.0, 0.003, 0.0, "optim.lr={start: 4.8, peak: 4.8, final: 0.003, warmup_epochs: 0}"),
+    ],
+)
+def test_a_peak_takes_what_a_recipe_would_refuse_beside_it_along(
+    start: float, final: float, warmup: float, override: str
+) -> None:
+    lr = {"start": start, "peak": 9.0, "final": final, "warmup_epochs": warmup}
+    change = first_change(
+        smaller_steps("uniform assignment", "because"),
+        "uniform assignment",
+        {"optim": {"name": "larc", "lr": lr}},
+    )
+    assert change is not None
+    assert change.override == override
+
+
+def test_a_pair_is_raised_by_its_first_part() -> None:
+    def first(scale: tuple[float, float]) -> str | None:
+        settings = {"views": {"global": {"scale": scale}}}
+        change = first_change(softer_crops("uniform assignment"), "uniform assignment", settings)
+        return None if change is None else change.override
+
+    assert first((0.01, 0.05)) == "views.global.scale=[0.4, 1]"
+    assert first((0.4, 0.8)) == "views.global.scale=[0.4, 1]"
+    assert first((0.4, 1.0)) is None
+    assert first((0.6, 0.8)) is None
+
+
 def test_values_are_written_as_a_recipe_reads_them() -> None:
     assert written((1, 2.5)) == "[1, 2.5]"
     assert written({"a": None, "b": True, "c": "text"}) == "{a: null, b: true, c: text}"
@@ -392,8 +520,9 @@ def test_dead_prototypes_are_seen_over_many_steps() -> None:
     watch, said = a_watch(), []
     few = torch.zeros(K)
     few[:4] = 0.25
+    uneven = {**HEALTHY, "prediction_entropy": 0.4}
     for step in range(0, 300, 10):
-        said += watch.feed(step, Measures(HEALTHY, few, images=100), grad_norm=0.5)
+        said += watch.feed(step, Measures(uneven, few, images=100), grad_norm=0.5)
     (text,) = said
     assert "dead prototypes" in text
     assert "12.5% of 32" in text

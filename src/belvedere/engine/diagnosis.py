@@ -18,6 +18,8 @@ Numbers = Mapping[str, float]
 _EXPLODED = 100.0  # times the usual gradient norm
 _IN_A_ROW = 3  # logged steps with such a norm; one alone is a spike that clipping takes care of
 _ENOUGH = 10  # logged steps that make a norm usual
+_LEARNS = 0.3  # nats below ln K that tell a run which learns
+_ENTROPY_FOR_LOSS = 3.0  # a prediction's entropy is stricter than the loss: 0.02 nats stand for 0.05
 
 
 @dataclass(frozen=True)
@@ -177,9 +179,14 @@ def _trend(history: Sequence[Reading]) -> str:
 
 
 def _above_equal_share(n: Numbers) -> float:
-    """The largest prototype's share of the mean prediction or target, from 0 (equal shares) to 1 (all)."""
+    """The largest prototype's share of the mean target or prediction, from 0 (equal shares) to 1 (all).
+
+    Predictions that agree while their targets, shared out equally, do not, are no trivial solution: the loss
+    is above ln K then, and what makes all images look alike is the cause.
+    """
     equal = math.exp(-n["ln_k"])
-    return (max(n["top_share"], n.get("top_target", 0.0)) - equal) / (1 - equal)
+    agreed = n["top_share"] if n["cross_entropy"] < n["ln_k"] else 0.0
+    return (max(agreed, n.get("top_target", 0.0)) - equal) / (1 - equal)
 
 
 def _takes_all(n: Numbers) -> str:
@@ -207,9 +214,37 @@ def _uniform(n: Numbers) -> str:
 
 def _dead(n: Numbers) -> str:
     return (
-        f"{n['share_in_use']:.1%} of {_k(n)} prototypes are any view's first choice; "
-        f"the mean prediction has {n['prediction_entropy']:.1%} of ln K"
+        f"{n['share_in_use']:.1%} of {_k(n)} prototypes are any view's first choice, and the mean prediction "
+        f"is as uneven as one shared by {_even_share(n):.1%}"
     )
+
+
+def _unused(n: Numbers) -> float | None:
+    """Minus the share of prototypes in use, by first choices or by mass, whichever has more; None where it
+    cannot be told.
+
+    A run whose predictions are still soft may prefer a few prototypes and give all of them their mass: it
+    finds the others later.
+    """
+    return -max(n["share_in_use"], _even_share(n)) if "share_in_use" in n else None
+
+
+def _even_share(n: Numbers) -> float:
+    """How many prototypes with equal mass have the mean prediction's entropy, as a share of K."""
+    return math.exp((n["prediction_entropy"] - 1) * n["ln_k"])
+
+
+def _at_ln_k(n: Numbers) -> float:
+    """The loss above ln K in nats; where it is a little below, but one prediction is all but uniform, how
+    little the entropy of that is below ln K.
+
+    Predictions too soft to say anything may be a tenth of a nat below ln K and stay there. With many
+    prototypes one prediction may look uniform in a run that learns, so that the loss decides from 0.3 on.
+    """
+    loss = n["cross_entropy"] - n["ln_k"]
+    if loss < -_LEARNS:
+        return loss
+    return max(loss, _ENTROPY_FOR_LOSS * n["ln_k"] * (n["single_entropy"] - 1))
 
 
 def _k(n: Numbers) -> int:
@@ -219,12 +254,6 @@ def _k(n: Numbers) -> int:
 _SIGNS = (
     _Sign("one prototype takes all", _above_equal_share, 0.5, 0.3, _takes_all),
     _Sign("constant embedding", lambda n: -n["spread"], -0.03, -0.08, _constant),
-    _Sign("uniform assignment", lambda n: n["cross_entropy"] - n["ln_k"], -0.05, -0.15, _uniform),
-    _Sign(
-        "dead prototypes",
-        lambda n: -n["share_in_use"] if "share_in_use" in n else None,
-        -0.5,
-        -0.6,
-        _dead,
-    ),
+    _Sign("uniform assignment", _at_ln_k, -0.05, -0.15, _uniform),
+    _Sign("dead prototypes", _unused, -0.6, -0.68, _dead),
 )

@@ -36,7 +36,17 @@ from torch import Tensor, nn
 
 from belvedere.core import dist, rng
 from belvedere.data.batch import Batch
+from belvedere.engine.health import Health
 from belvedere.engine.precision import full_precision
+from belvedere.engine.remedy import (
+    STEADIER,
+    Kind,
+    Remedy,
+    larger_steps,
+    smaller_steps,
+    softer_crops,
+    weaker_decay,
+)
 from belvedere.methods.crops import ROLES, embeddings, encode_views, unit
 from belvedere.methods.method import Clock, Encoded, Extent, Group, Kept, Losses, Method, MethodOptions
 from belvedere.nn.heads import Projector, PrototypeHeads, initialize_linears_
@@ -70,6 +80,10 @@ class Options(MethodOptions):
     def misfits(self, extent: Extent) -> list[tuple[str, str]]:
         """No head has more clusters than an epoch has images."""
         return too_many_prototypes(self.prototypes, extent)
+
+    def remedies(self, extent: Extent) -> Sequence[Remedy]:
+        """Nothing balances clusters, so that what makes embeddings alike comes first whatever the kind."""
+        return (*against_collapse(self.prototypes, extent), *STEADIER)
 
 
 class DeepCluster(Method):
@@ -139,6 +153,7 @@ class DeepCluster(Method):
             labels = self.assignments[:, batch.index].long()  # [H, B]
             losses = deepcluster_loss(scores, labels, temperature=self.options.temperature)
         losses.kept |= {"z": z.detach(), "index": batch.index}
+        losses.health = health_of(losses, z.detach())
         return losses
 
     def after_update(self, encoded: Encoded, losses: Losses, at: Clock) -> None:
@@ -160,14 +175,47 @@ def deepcluster_loss(scores: Sequence[Tensor], labels: Tensor, *, temperature: f
     scores: H of [V*B, K], view-major; labels [H, B] int64, `UNSEEN` where an image has none. Watch: see
     `label_watch`. SwAV, appendix on DeepCluster-v2.
     """
-    total = scores[0].new_zeros(())
-    for logits, q in zip(scores, labels, strict=True):
-        tiled = q.repeat(len(logits) // len(q))  # [V*B]
-        losses = F.cross_entropy(logits / temperature, tiled, ignore_index=UNSEEN, reduction="none")
-        total = total + mean_over_assigned(losses, tiled != UNSEEN)
-    total = total / len(scores)
-    watch = label_watch(labels, [logits.shape[1] for logits in scores])
-    return Losses(total, terms={"cross_entropy": total.detach()}, watch=watch, kept={"targets": labels})
+    log_p = [(logits / temperature).log_softmax(1) for logits in scores]  # H of [V*B, K]
+    means = []
+    for predicted, q in zip(log_p, labels, strict=True):
+        tiled = q.repeat(len(predicted) // len(q))  # [V*B]
+        losses = F.nll_loss(predicted, tiled, ignore_index=UNSEEN, reduction="none")
+        means.append(mean_over_assigned(losses, tiled != UNSEEN))
+    sizes = sizes_of(labels[0], scores[0].shape[1])[:-1].to(scores[0])  # [K]
+    return averaged_over_heads(means, log_p, labels, first_shares=sizes / sizes.sum().clamp(min=1))
+
+
+def averaged_over_heads(
+    means: Sequence[Tensor], log_p: Sequence[Tensor], labels: Tensor, *, first_shares: Tensor
+) -> Losses:
+    """The losses of H heads, each 0-d, as one; log_p: H of [V*B, K]; labels [H, B].
+
+    first_shares [K]: of the first head's targets, each prototype's. Kept for `health_of`: what of the first.
+    """
+    total = sum(means[1:], means[0]) / len(means)
+    return Losses(
+        total,
+        terms={"cross_entropy": total.detach()},
+        watch=label_watch(labels, [predicted.shape[1] for predicted in log_p]),
+        kept={
+            "targets": labels,
+            "first_loss": means[0].detach(),
+            "first_log_p": log_p[0].detach(),
+            "first_shares": first_shares,
+        },
+    )
+
+
+def health_of(losses: Losses, z: Tensor) -> Health:
+    """What the watch measures; z [V, B, D]. The first head stands for all: they share an embedding, and may
+    differ in K. Its targets are their mean, one row."""
+    kept = losses.kept
+    return Health(
+        z=z,
+        log_p=kept.pop("first_log_p").unflatten(0, z.shape[:2]),
+        q=kept.pop("first_shares").unsqueeze(0),
+        cross_entropy=kept.pop("first_loss"),
+    )
 
 
 @torch.no_grad()
@@ -179,8 +227,7 @@ def label_watch(labels: Tensor, counts: Sequence[int]) -> dict[str, Tensor]:
     """
     entropy, used, unseen = [], [], []
     for q, count in zip(labels, counts, strict=True):
-        sizes = q.new_zeros(count + 1)  # [K + 1]; bincount would wait for the device
-        sizes.scatter_add_(0, q.where(q != UNSEEN, count), torch.ones_like(q))
+        sizes = sizes_of(q, count)
         dist.all_reduce_(sizes)
         share = sizes[:count].double() / sizes[:count].sum().clamp(min=1)
         entropy.append(-torch.xlogy(share, share).sum())
@@ -188,6 +235,12 @@ def label_watch(labels: Tensor, counts: Sequence[int]) -> dict[str, Tensor]:
         unseen.append(sizes[count] / sizes.sum())
     named = {"mean_entropy": entropy, "prototypes_used": used, "unseen": unseen}
     return {name: torch.stack(values).mean() for name, values in named.items()}
+
+
+def sizes_of(labels: Tensor, count: int) -> Tensor:
+    """How many of labels [B] each of `count` prototypes has, and last how many are `UNSEEN`: [count + 1]."""
+    sizes = labels.new_zeros(count + 1)  # bincount would wait for the device
+    return sizes.scatter_add_(0, labels.where(labels != UNSEEN, count), torch.ones_like(labels))
 
 
 # What SeLa-v2 does alike
@@ -207,6 +260,47 @@ def fill_(bank: Bank, embed_dataset: Callable[..., Iterable[Any]], assign: Seque
     for step, (batch, z) in enumerate(embed_dataset(encode, project)):
         bank.write_(step, z, batch.index)
     assert bank.is_full(), "the pass over the data set gave fewer batches than an epoch has"
+
+
+def against_collapse(prototypes: Sequence[int], extent: Extent) -> Sequence[Remedy]:
+    """What to change first against each kind of collapse but values that are not finite.
+
+    One prototype that takes all, dead prototypes and embeddings that point one way are one failure here:
+    images that look alike have one cluster.
+    """
+    uniform: Kind = "uniform assignment"
+    alike: tuple[Kind, ...] = ("one prototype takes all", "constant embedding", "dead prototypes")
+    return (
+        *(remedy for kind in alike for remedy in _tell_apart(kind, prototypes, extent)),
+        *smaller_steps(uniform, "steps of this size undo each other"),
+        *larger_steps(uniform, "steps of this size change nothing in time", total_steps=extent.total_steps),
+        Remedy(uniform, "method.temperature", "lower", 0.1, "predictions this soft stay uniform"),
+        *weaker_decay(uniform, "decay this strong outweighs what the loss asks for"),
+        *softer_crops(uniform),
+        *_fewer(uniform, prototypes, extent),
+        Remedy(uniform, "optim.lr.peak", "scale", 0.3, "labels of the last epoch then still fit"),
+    )
+
+
+def _tell_apart(kind: Kind, prototypes: Sequence[int], extent: Extent) -> Sequence[Remedy]:
+    return (
+        *smaller_steps(kind, "steps of this size silence a network"),
+        *weaker_decay(kind, "decay this strong outweighs what the loss asks for"),
+        Remedy(kind, "method.head.batch_norm", "set", True, "it removes what all images share"),
+        Remedy(kind, "method.temperature", "raise", 0.1, "predictions this sharp chase a few"),
+        *_fewer(kind, prototypes, extent),
+        Remedy(kind, "optim.lr.peak", "scale", 0.3, "large steps can silence a network"),
+    )
+
+
+def _fewer(kind: Kind, prototypes: Sequence[int], extent: Extent) -> Sequence[Remedy]:
+    """Ten images of an epoch for each prototype (ImageNet has 427), then half as many."""
+    most = max(2, extent.steps_per_epoch * extent.global_batch // 10)
+    few, half = tuple(min(k, most) for k in prototypes), tuple(max(2, k // 2) for k in prototypes)
+    return (
+        Remedy(kind, "method.prototypes", "lower", few, "each then has ten images of an epoch"),
+        Remedy(kind, "method.prototypes", "lower", half, "there are fewer kinds of images"),
+    )
 
 
 def assign_mistakes(

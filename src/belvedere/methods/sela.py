@@ -37,14 +37,17 @@ from torch import Tensor, nn
 from belvedere.core import rng
 from belvedere.data.batch import Batch
 from belvedere.engine.precision import full_precision
+from belvedere.engine.remedy import STEADIER, Kind, Remedy
 from belvedere.methods.crops import ROLES, embeddings, encode_views, unit
 from belvedere.methods.deepcluster import (
     Heads,
     Views,
+    against_collapse,
     assign_mistakes,
+    averaged_over_heads,
     deepcluster_loss,
     fill_,
-    label_watch,
+    health_of,
     too_many_prototypes,
 )
 from belvedere.methods.method import Clock, Encoded, Extent, Group, Kept, Losses, Method, MethodOptions
@@ -82,6 +85,25 @@ class Options(MethodOptions):
     def misfits(self, extent: Extent) -> list[tuple[str, str]]:
         """No head has more prototypes than an epoch has images."""
         return too_many_prototypes(self.prototypes, extent)
+
+    def remedies(self, extent: Extent) -> Sequence[Remedy]:
+        """Learned and frozen prototypes and Sinkhorn's own, where they are off; then DeepCluster-v2's."""
+        learn, epoch = "prototypes that do not learn stay where no image is", extent.steps_per_epoch
+        frozen = 2 * self.freeze_prototypes_steps >= extent.total_steps
+        uniform: Kind = "uniform assignment"
+        balance: tuple[Kind, ...] = ("one prototype takes all", "dead prototypes")
+        thaw = (Remedy("dead prototypes", "method.freeze_prototypes_steps", "lower", epoch, learn),)
+        return (
+            *(
+                Remedy(kind, "method.sinkhorn_iterations", "raise", 10, "assignments then share them out")
+                for kind in balance
+            ),
+            *(thaw if frozen else ()),
+            Remedy(uniform, "method.refresh_epochs", "lower", 1, "it learns assignments of an older network"),
+            Remedy(uniform, "method.epsilon", "lower", 0.05, "assignments this soft are uniform"),
+            *against_collapse(self.prototypes, extent),
+            *STEADIER,
+        )
 
     def doubts(self, extent: Extent) -> list[str]:
         """Prototypes that never learn; assignments that stay those of an untrained network."""
@@ -159,6 +181,7 @@ class SeLa(Method):
             scores = self.prototypes(z.flatten(0, 1))  # H of [V*B, K]
             losses = self.assignments.loss(scores, batch.index)
         losses.kept |= {"z": z.detach(), "index": batch.index}
+        losses.health = health_of(losses, z.detach())
         return losses
 
     def before_update(self, at: Clock) -> None:
@@ -254,12 +277,12 @@ def soft_loss(scores: Sequence[Tensor], q: Sequence[Tensor], seen: Tensor, *, te
     scores: H of [V*B, K], view-major; q: H of [B, K]; seen [B] bool: the images that have shares. Watch: see
     `label_watch`, by the prototype that has most of an image.
     """
-    total = scores[0].new_zeros(())
-    for logits, shares in zip(scores, q, strict=True):
-        views = len(logits) // len(shares)
-        losses = -(shares.repeat(views, 1) * (logits / temperature).log_softmax(1)).sum(1)  # [V*B]
-        total = total + mean_over_assigned(losses, seen.repeat(views))
-    total = total / len(scores)
+    log_p = [(logits / temperature).log_softmax(1) for logits in scores]  # H of [V*B, K]
+    means = []
+    for predicted, shares in zip(log_p, q, strict=True):
+        views = len(predicted) // len(shares)
+        losses = -(shares.repeat(views, 1) * predicted).sum(1)  # [V*B]
+        means.append(mean_over_assigned(losses, seen.repeat(views)))
     labels = torch.stack([shares.argmax(1).where(seen, UNSEEN) for shares in q])  # [H, B]
-    watch = label_watch(labels, [logits.shape[1] for logits in scores])
-    return Losses(total, terms={"cross_entropy": total.detach()}, watch=watch, kept={"targets": labels})
+    weights = seen.to(q[0]) / seen.sum().clamp(min=1)  # [B]
+    return averaged_over_heads(means, log_p, labels, first_shares=weights @ q[0])

@@ -33,7 +33,15 @@ from belvedere.core.settings import Settings
 from belvedere.data.batch import Batch
 from belvedere.engine.health import Health
 from belvedere.engine.precision import at_least_float32, full_precision
-from belvedere.engine.remedy import STEADIER, Kind, Remedy
+from belvedere.engine.remedy import (
+    STEADIER,
+    Kind,
+    Remedy,
+    larger_steps,
+    smaller_steps,
+    softer_crops,
+    weaker_decay,
+)
 from belvedere.methods.crops import ROLES, embeddings, encode_views, unit
 from belvedere.methods.method import Clock, Encoded, Extent, Group, Kept, Losses, Method, MethodOptions
 from belvedere.nn.heads import Projector, initialize_linears_
@@ -43,6 +51,7 @@ from belvedere.nn.vit import ViT
 from belvedere.ops.sinkhorn import sinkhorn
 
 Count = Annotated[int, Field(ge=1)]
+PUBLISHED_EPSILON = 0.05
 
 
 class Queue(Settings):
@@ -119,13 +128,19 @@ class Options(MethodOptions):
     def doubts(self, extent: Extent) -> list[str]:
         """More prototypes than samples to share them; a queue never full; prototypes that never learn."""
         found = []
+        kept = self.queue.kept(extent.global_batch) if self.queue else 0
+        if self.queue and kept != self.queue.length:
+            found.append(
+                f"method.queue.length: {self.queue.length} is no whole number of batches of "
+                f"{extent.global_batch} (train.global_batch); {kept} embeddings are kept"
+            )
         if self.queue and self._first_use(self.queue, extent) >= extent.total_steps:
             found.append(
                 f"method.queue.length: {self.queue.length} embeddings from epoch {self.queue.start_epoch} on "
                 f"are not reached in {extent.total_steps} steps: the queue is never used; make it shorter, "
                 "start it earlier, or write method.queue: null"
             )
-        samples = extent.global_batch + (self.queue.kept(extent.global_batch) if self.queue else 0)
+        samples = extent.global_batch + kept
         if self.prototypes > samples:
             found.append(
                 f"method.prototypes: Sinkhorn shares {self.prototypes} prototypes out among {samples} "
@@ -141,39 +156,91 @@ class Options(MethodOptions):
         return found
 
     def remedies(self, extent: Extent) -> Sequence[Remedy]:
-        """The authors' advice for a loss that stays at ln K, in their order, then the size of a step."""
-        few = max(2, extent.global_batch // 4)
-        later = min(15, extent.epochs // 2)
+        """For each kind: first what no published run has, then the authors' advice, then smaller steps."""
+        return (*self._balance(extent), *self._spread(), *self._leave_ln_k(extent), *STEADIER)
+
+    def _balance(self, extent: Extent) -> Sequence[Remedy]:
+        """Against one prototype that takes all, and dead ones: neither lasts under balanced assignments."""
         takes_all: Kind = "one prototype takes all"
-        constant: Kind = "constant embedding"
-        uniform: Kind = "uniform assignment"
         dead: Kind = "dead prototypes"
+        return tuple(
+            remedy
+            for kind in (takes_all, dead)
+            for remedy in (
+                *smaller_steps(kind, "steps of this size silence a network"),
+                Remedy(kind, "method.temperature", "raise", 0.1, "predictions this sharp chase a few"),
+                *self._calmer_queue(kind, extent),
+                Remedy(kind, "method.epsilon", "raise", 0.05, "sharper assignments are less balanced"),
+                Remedy(kind, "method.sinkhorn_iterations", "raise", 3, "assignments then share them out"),
+                *self._fewer_prototypes(kind, extent),
+                Remedy(kind, "optim.lr.peak", "scale", 0.3, "large steps let a few prototypes win"),
+            )
+        )
+
+    def _spread(self) -> Sequence[Remedy]:
+        """Against embeddings that point one way. BatchNorm in the head is no remedy here: where steps, decay
+        or assignments silence the network, it does so with BatchNorm too, and learns without it."""
+        constant: Kind = "constant embedding"
         return (
-            Remedy(takes_all, "method.sinkhorn_iterations", "raise", 3, "assignments then share them out"),
-            Remedy(takes_all, "method.epsilon", "raise", 0.05, "sharper assignments are less balanced"),
-            Remedy(takes_all, "optim.lr.peak", "scale", 0.3, "large steps let the first prototype win"),
-            Remedy(constant, "optim.lr.peak", "lower", 4.8, "no published run has larger steps"),
-            Remedy(constant, "method.head.batch_norm", "set", True, "it removes what all images share"),
-            Remedy(constant, "method.epsilon", "lower", 0.03, "soft assignments are alike"),
+            *smaller_steps(constant, "steps of this size silence a network"),
+            *weaker_decay(constant, "decay this strong outweighs what the loss asks for"),
+            Remedy(constant, "method.epsilon", "lower", 0.03, "assignments this soft are alike"),
+            Remedy(
+                constant, "method.temperature", "raise", 0.1, "predictions this sharp punish any difference"
+            ),
+            *softer_crops(constant),
             Remedy(constant, "optim.lr.peak", "scale", 0.3, "large steps can silence a network"),
-            Remedy(uniform, "optim.lr.peak", "lower", 4.8, "no published run has larger steps"),
+        )
+
+    def _leave_ln_k(self, extent: Extent) -> Sequence[Remedy]:
+        """Against a loss that stays at ln K: the authors' advice in the order of what it costs."""
+        uniform: Kind = "uniform assignment"
+        epoch = extent.steps_per_epoch
+        soft = Remedy(uniform, "method.epsilon", "lower", 0.03, "assignments this soft are uniform")
+        small = "steps of this size change nothing in time"
+        return (
+            *smaller_steps(uniform, "steps of this size undo each other"),
+            *larger_steps(uniform, small, total_steps=extent.total_steps),
             Remedy(uniform, "method.temperature", "lower", 0.1, "predictions this soft stay uniform"),
-            Remedy(uniform, "method.epsilon", "lower", 0.03, "assignments this soft are uniform"),
-            Remedy(
-                uniform, "method.queue.start_epoch", "raise", later, "a queue needs embeddings that settled"
-            ),
-            Remedy(uniform, "method.prototypes", "lower", few, "each then has four images of a batch"),
-            Remedy(
-                uniform, "method.freeze_prototypes_steps", "raise", extent.steps_per_epoch, "embeddings first"
-            ),
+            Remedy(uniform, "method.temperature", "raise", 0.1, "predictions this sharp punish any guess"),
+            *weaker_decay(uniform, "decay this strong outweighs what the loss asks for"),
+            *([soft] if self.epsilon > PUBLISHED_EPSILON else []),
+            *self._calmer_queue(uniform, extent),
+            *softer_crops(uniform),
+            soft,
+            *self._fewer_prototypes(uniform, extent),
+            Remedy(uniform, "method.freeze_prototypes_steps", "raise", epoch, "embeddings settle first"),
+            Remedy(uniform, "method.epsilon", "lower", 0.01, "assignments are then all but hard"),
+            Remedy(uniform, "method.head.batch_norm", "set", False, "small batches have noisy statistics"),
             Remedy(uniform, "method.queue", "set", None, "old embeddings may disturb the assignment"),
             Remedy(uniform, "optim.lr.peak", "scale", 0.3, "large steps undo each other"),
-            Remedy(dead, "method.sinkhorn_iterations", "raise", 3, "assignments then share them out"),
-            Remedy(dead, "method.prototypes", "lower", few, "a batch can then use them all"),
-            Remedy(dead, "method.prototypes", "scale", 0.5, "there are fewer kinds of images"),
-            Remedy("non-finite values", "optim.lr.peak", "lower", 4.8, "no published run has larger steps"),
-            *STEADIER,
         )
+
+    def _calmer_queue(self, kind: Kind, extent: Extent) -> Sequence[Remedy]:
+        """Later, then smaller; nothing without a queue."""
+        if self.queue is None:
+            return ()
+        later = max(1, min(15, extent.epochs // 2))
+        batches = self.queue.kept(extent.global_batch) // extent.global_batch
+        half = max(1, batches // 2) * extent.global_batch
+        return (
+            Remedy(kind, "method.queue.start_epoch", "raise", later, "a queue needs embeddings that settled"),
+            Remedy(kind, "method.queue.length", "lower", half, "its oldest embeddings are then newer"),
+        )
+
+    def _fewer_prototypes(self, kind: Kind, extent: Extent) -> Sequence[Remedy]:
+        """For prototypes that never learn, the learning; else four images of a batch for each, then half."""
+        few = max(2, extent.global_batch // 4)
+        remedies = (
+            Remedy(kind, "method.prototypes", "lower", few, "each then has four images of a batch"),
+            Remedy(
+                kind, "method.prototypes", "lower", max(2, self.prototypes // 2), "images are less unlike"
+            ),
+        )
+        if 2 * self.freeze_prototypes_steps < extent.total_steps:
+            return remedies
+        learn, epoch = "prototypes that do not learn stay where no image is", extent.steps_per_epoch
+        return (Remedy(kind, "method.freeze_prototypes_steps", "lower", epoch, learn), *remedies)
 
 
 class SwAV(Method):
