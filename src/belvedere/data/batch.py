@@ -15,8 +15,9 @@ class Batch:
 
     views {role: [V, B, 3, H, W]}, view-major as in the papers' code; index [B] (of the image in the data set)
     and label [B] (-1 = none), int64; rows: positions of these rows in the global batch, which key their
-    randomness; flags: what a method needs to know of a batch; draws: what a method draws for the whole batch
-    (MSN's patch order), so that recorded numbers can be handed in.
+    randomness; flags [B, ...]: what a method needs to know of a batch (`weak`, bool [B], where views may be
+    strong: whether an image's views with the images' coin are weak); draws: what a method draws for the whole
+    batch (MSN's patch order), so that recorded numbers can be handed in.
     """
 
     views: dict[str, Tensor]

@@ -16,7 +16,7 @@ from belvedere.data.decode import PLAIN, Decoded, Opened, UnreadableImage, open_
 from belvedere.data.order import positions, rows_of, steps_per_epoch
 from belvedere.data.sources.source import ArraySource, Source
 from belvedere.data.spec import DataSpec, ViewSpec
-from belvedere.data.views.draw import Floats, Ints, draw, view_key
+from belvedere.data.views.draw import Floats, Ints, draw_views, weak_images
 from belvedere.data.views.geometry import SMALL_PX
 from belvedere.data.views.render import crop, crop_views, empty_crops, finish, largest_shrink
 
@@ -41,7 +41,7 @@ class Fetched:
     views {role: [V, B, 3, px, px]} ready for the model, or uint8 crops [V, B, C, px, px] with their
     parameters in rows {role: [B, V, P]}; index [B] of the images used; kinds {index: kind} of images that
     were converted; failed {index: reason}; replaced {index: index used instead} of the images that this batch
-    asked for.
+    asked for; flags {name: [B]} as in `Batch`. Roles that are copies are not among the views.
     """
 
     views: dict[str, Tensor]
@@ -51,11 +51,13 @@ class Fetched:
     kinds: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     replaced: dict[int, int] = field(default_factory=dict)
+    flags: dict[str, Tensor] = field(default_factory=dict)
 
     def pin_memory(self) -> Fetched:
         """Itself with page-locked tensors (called by torch's DataLoader)."""
         self.views = {role: view.pin_memory() for role, view in self.views.items()}
         self.index = self.index.pin_memory()
+        self.flags = {name: flag.pin_memory() for name, flag in self.flags.items()}
         return self
 
 
@@ -91,7 +93,8 @@ class Fetch:
         replaced: dict[int, int],
     ) -> None:
         """finished: photometry and normalization happen here, and not on a device afterwards."""
-        self.source, self.views, self.data, self.order = source, views, data, order
+        self.source, self.data, self.order = source, data, order
+        self.views = {role: spec for role, spec in views.items() if spec.copy_of is None}
         self.dtype, self.finished, self.replaced = dtype, finished, dict(replaced)
         self.steps_per_epoch = steps_per_epoch(len(source), order.global_batch)
         self.rows = rows_of(order.global_batch, rank=order.rank, world_size=order.world_size)
@@ -131,13 +134,15 @@ class Fetch:
         """The batch of one step. Raises DataError when not one image of the source can be read."""
         self.replaced.update(wanted.replaced)
         epoch, where = self.positions(wanted.step)
-        keys = {role: view_key(self.order.seed, epoch, role) for role in self.views}
         batch = Fetched({}, {}, torch.empty(0), wanted.asked)
         source = self.source
         if isinstance(source, ArraySource) and max(source.pixels.shape[1:3]) <= SMALL_PX:
-            crops = self._from_small(source, keys, where, batch)
+            crops = self._from_small(source, epoch, where, batch)
         else:
-            crops = self._from_each(keys, where, batch)
+            crops = self._from_each(epoch, where, batch)
+        weak = weak_images(self.views, batch.rows)
+        if weak is not None:
+            batch.flags["weak"] = torch.from_numpy(weak)
         for role in self.views:
             if self.finished:
                 rows, place = batch.rows.pop(role), None
@@ -149,20 +154,19 @@ class Fetch:
                 batch.views[role] = crops[role]
         return batch
 
-    def _from_small(
-        self, source: ArraySource, keys: dict[str, int], where: Ints, batch: Fetched
-    ) -> dict[str, Tensor]:
+    def _from_small(self, source: ArraySource, epoch: int, where: Ints, batch: Fetched) -> dict[str, Tensor]:
         """Crops of small images held in memory, all at once."""
         images = source.pixels[batch.asked]
         sizes = np.broadcast_to(np.array(images.shape[1:3]), (len(images), 2))
         batch.index = torch.from_numpy(batch.asked.copy())
-        crops = {}
-        for role, spec in self.views.items():
-            rows = batch.rows[role] = draw(spec, keys[role], where, sizes)
-            crops[role] = crop(spec, images, rows)
-        return crops
+        batch.rows = self._drawn(epoch, where, sizes)
+        return {role: crop(spec, images, batch.rows[role]) for role, spec in self.views.items()}
 
-    def _from_each(self, keys: dict[str, int], where: Ints, batch: Fetched) -> dict[str, Tensor]:
+    def _drawn(self, epoch: int, where: Ints, sizes: Ints) -> dict[str, Floats]:
+        """Rows {role: [B, V, P]} of images of these sizes [B, 2] at these positions [B] of an epoch."""
+        return draw_views(self.views, seed=self.order.seed, epoch=epoch, positions=where, sizes=sizes)
+
+    def _from_each(self, epoch: int, where: Ints, batch: Fetched) -> dict[str, Tensor]:
         """Crops of images that are decoded one after another.
 
         All headers come first, so that the views of a whole batch are drawn at once and each image is decoded
@@ -177,8 +181,7 @@ class Fetch:
                 held -= image.num_bytes
                 image.close()
         sizes = np.array([image.size for image in reading], dtype=np.int64)
-        for role, spec in self.views.items():
-            batch.rows[role] = draw(spec, keys[role], where, sizes)
+        batch.rows = self._drawn(epoch, where, sizes)
         crops = {role: self._empty_crops(role, len(reading)) for role in self.views}
         for row, image in enumerate(reading):
             decoded = None
@@ -187,8 +190,8 @@ class Fetch:
                 decoded = image.decoded(largest_shrink(self.views, boxes))
                 if decoded is None:  # another image takes its place, of another size
                     size = np.array([image.size])
-                    for role, spec in self.views.items():
-                        batch.rows[role][row] = draw(spec, keys[role], where[row : row + 1], size)[0]
+                    for role, rows in self._drawn(epoch, where[row : row + 1], size).items():
+                        batch.rows[role][row] = rows[0]
             out = {role: crops[role][:, row].numpy() for role in self.views}
             crop_views(decoded.pixels, self.views, boxes, out=out, shrink=decoded.shrink)
             image.close()

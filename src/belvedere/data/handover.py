@@ -22,8 +22,9 @@ class _Packed:
     def __reduce__(self) -> tuple[Callable[..., Fetched], tuple[Any, ...]]:
         batch = self._batch
         views = {role: _plain(view) for role, view in batch.views.items()}
+        flags = {name: flag.numpy() for name, flag in batch.flags.items()}
         rest = (batch.rows, batch.index.numpy(), batch.asked, batch.kinds, batch.failed, batch.replaced)
-        return _unpacked, (views, *rest)
+        return _unpacked, (views, flags, *rest)
 
 
 def _plain(view: Tensor) -> tuple[torch.dtype, tuple[int, ...], bytearray]:
@@ -33,6 +34,7 @@ def _plain(view: Tensor) -> tuple[torch.dtype, tuple[int, ...], bytearray]:
 
 def _unpacked(
     views: dict[str, tuple[torch.dtype, tuple[int, ...], bytearray]],
+    flags: dict[str, NDArray[np.bool_]],
     rows: dict[str, NDArray[np.float64]],
     index: NDArray[np.int64],
     *rest: Any,
@@ -41,7 +43,9 @@ def _unpacked(
         role: torch.frombuffer(content, dtype=dtype).view(shape)
         for role, (dtype, shape, content) in views.items()
     }
-    return Fetched(tensors, rows, torch.from_numpy(index), *rest)
+    batch = Fetched(tensors, rows, torch.from_numpy(index), *rest)
+    batch.flags = {name: torch.from_numpy(flag) for name, flag in flags.items()}
+    return batch
 
 
 class ByPipe:

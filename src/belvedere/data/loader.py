@@ -78,7 +78,7 @@ class Loader:
         self.replaced = dict(replaced or {})
         self.report = DataReport(len(source))
         self.start_step, self.total_steps = start_step, total_steps
-        self._source, self._data, self._workers = source, data, workers
+        self._source, self._views, self._data, self._workers = source, views, data, workers
         self._dtype, self._device = dtype, device
         self._num_bad = 0
         self._first: tuple[float, float] | None = (
@@ -159,11 +159,15 @@ class Loader:
         views = {role: view.to(device, non_blocking=True) for role, view in fetched.views.items()}
         for role, rows in fetched.rows.items():
             views[role] = finish(views[role], rows, data=self._data, dtype=self._dtype)
+        for role, spec in self._views.items():
+            if spec.copy_of is not None:
+                views[role] = views[spec.copy_of].clone()  # its own memory, as every view has
         return Batch(
-            views=views,
+            views={role: views[role] for role in self._views},
             index=fetched.index.to(device, non_blocking=True),
             label=label.to(device, non_blocking=True),
             rows=self._fetch.rows,
+            flags={name: flag.to(device, non_blocking=True) for name, flag in fetched.flags.items()},
         )
 
     def _note(self, fetched: Fetched) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from belvedere.core.settings import Settings
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Level = Annotated[int, Field(ge=0, le=255)]
 Interpolation = Literal["bilinear", "bicubic"]
 Split = Literal["train", "test"]
 
@@ -48,9 +51,65 @@ class Photometry(Settings):
     solarize: Probability
 
 
+MOST_OPERATIONS = 3
+
+
+class RandAugment(Settings):
+    """RandAugment in its increasing form: `operations` of the fifteen, all different, each carried out with
+    probability `p` and a magnitude drawn from a normal distribution around `magnitude` with the standard
+    deviation `magnitude_std`, cut to 0..10. fill: the colour (red, green, blue) of what rotation, shear and
+    translation bring in from outside the image. (Mugs: `rand-m9-mstd0.5-inc1`.)
+    """
+
+    operations: Annotated[int, Field(ge=1, le=MOST_OPERATIONS)]
+    p: Share
+    magnitude: Annotated[float, Field(ge=0.0, le=10.0)]
+    magnitude_std: Annotated[float, Field(ge=0.0)]
+    fill: tuple[Level, Level, Level]
+
+
+class Erasing(Settings):
+    """Random erasing with probability `p`: one box of the view, its share of the area uniform in `area` and
+    its aspect ratio (height / width) log-uniform in `aspect`, becomes noise.
+
+    The noise is normal with mean 0 and deviation 1 per value *before* normalization, on the scale on which
+    pixels are in [0, 1].
+    """
+
+    p: Share
+    area: tuple[Share, Share]
+    aspect: tuple[Positive, Positive]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Erasing:
+        for name, (low, high) in (("area", self.area), ("aspect", self.aspect)):
+            if low > high:
+                raise ValueError(f"{name} must be [smallest, largest]")
+        return self
+
+
+class Strong(Settings):
+    """Strong views: with probability `p` a view is made so in place of its usual way, which is the weak one.
+
+    The whole image is flipped (as `photometry.flip` says) and changed by RandAugment, then cropped and
+    resized, then erased in part; the other operations of `photometry` are for weak views.
+    coin: `view`, each view tosses its own; `image`, all views of an image with this coin, of whatever role,
+    are strong together, and a batch says which images are (`flags["weak"]`).
+    """
+
+    p: Share
+    coin: Literal["image", "view"]
+    randaugment: RandAugment
+    erasing: Erasing | None
+
+
 class ViewSpec(Settings):
     """One role: `count` square views of `px` pixels, each a random resized crop of `scale` times the image's
-    area and an aspect ratio (width / height) log-uniform in `aspect`."""
+    area and an aspect ratio (width / height) log-uniform in `aspect`.
+
+    strong: when a view is augmented strongly, and how (null: never). copy_of: the role whose views these are
+    once more, number for number (null: they are drawn for themselves).
+    """
 
     count: Annotated[int, Field(ge=1)]
     px: Annotated[int, Field(ge=1)]
@@ -58,6 +117,14 @@ class ViewSpec(Settings):
     aspect: tuple[Positive, Positive]
     interpolation: Interpolation
     photometry: Photometry
+    strong: Strong | None = None
+    copy_of: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = written(self)
+        unused = [name for name in ("strong", "copy_of") if values.get(name, "") is None]
+        return {name: value for name, value in values.items() if name not in unused}
 
     @model_validator(mode="after")
     def _ordered(self) -> ViewSpec:
@@ -66,6 +133,48 @@ class ViewSpec(Settings):
         if self.aspect[0] > self.aspect[1]:
             raise ValueError("aspect must be [smallest, largest]")
         return self
+
+
+def mistakes_between(views: Mapping[str, ViewSpec]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What does not fit among roles: (path of the key to change, what is wrong)."""
+    first: tuple[str, float] | None = None  # role and p, of those with the images' coin
+    for role, view in views.items():
+        if view.copy_of is not None:
+            yield from _mistakes_of_copy(role, view.copy_of, views)
+        elif view.strong is not None:
+            yield from _without_effect(role, view.photometry, view.strong.p)
+            if view.strong.coin == "image":
+                first = first or (role, view.strong.p)
+                if view.strong.p != first[1]:
+                    words = (
+                        f"{view.strong.p:g} differs from views.{first[0]}.strong.p, {first[1]:g}; one coin "
+                    )
+                    yield ("views", role, "strong", "p"), words + "is tossed for both (coin: image)"
+
+
+def _without_effect(role: str, photometry: Photometry, p: float) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is set for weak views where all are strong."""
+    for name in ("jitter", "gray", "blur", "solarize"):
+        if p == 1.0 and getattr(photometry, name):
+            words = f"has no effect: it is for weak views, and views.{role}.strong.p is 1; write "
+            yield (
+                ("views", role, "photometry", name),
+                words + ("null" if name in ("jitter", "blur") else "0.0"),
+            )
+
+
+def _mistakes_of_copy(
+    role: str, original: str, views: Mapping[str, ViewSpec]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    path = ("views", role, "copy_of")
+    drawn = [name for name, view in views.items() if view.copy_of is None]
+    if original not in drawn:
+        words = f"{original!r} is no view that is drawn for itself; those are: {', '.join(drawn) or 'none'}"
+        yield path, words
+        return
+    for name in ViewSpec.model_fields:
+        if name != "copy_of" and getattr(views[role], name) != getattr(views[original], name):
+            yield ("views", role, name), f"differs from views.{original}.{name}, of which {role} is a copy"
 
 
 class Part(Settings):

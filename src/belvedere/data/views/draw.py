@@ -6,51 +6,23 @@ of the image. Rendering reads the row and draws nothing.
 
 from __future__ import annotations
 
-from enum import IntEnum
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from belvedere.core.rng import fold, uniforms
-from belvedere.data.spec import Jitter, ViewSpec
+from belvedere.data.spec import Jitter, Strong, ViewSpec
+from belvedere.data.views import erasing, randaugment
+from belvedere.data.views.row import ARGUMENTS, BICUBIC, ERASED, OPERATIONS
+from belvedere.data.views.row import NUM_COLUMNS as NUM_COLUMNS
+from belvedere.data.views.row import Column as Column
 
 _ATTEMPTS = 10  # of torchvision's RandomResizedCrop, before it falls back to the centre
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-
-class Column(IntEnum):
-    """Columns of a row of view parameters.
-
-    The crop box in whole pixels; whether to flip; whether to jitter, by which factors (hue: share of the
-    colour circle) and in which order (ORDER_0 is the operation applied first: 0 brightness, 1 contrast, 2
-    saturation, 3 hue); whether to turn gray, to blur and by which radius in pixels, to solarize; a whole
-    number for what needs noise.
-    """
-
-    TOP = 0
-    LEFT = 1
-    HEIGHT = 2
-    WIDTH = 3
-    FLIP = 4
-    JITTER = 5
-    BRIGHTNESS = 6
-    CONTRAST = 7
-    SATURATION = 8
-    HUE = 9
-    ORDER_0 = 10
-    ORDER_1 = 11
-    ORDER_2 = 12
-    ORDER_3 = 13
-    GRAY = 14
-    BLUR = 15
-    RADIUS = 16
-    SOLARIZE = 17
-    NOISE = 18
-
-
-NUM_COLUMNS = len(Column)
+Bools = NDArray[np.bool_]
 
 # Columns of uniform numbers: each use has its own, so that changing one setting moves no other draw.
 _AREA = slice(0, _ATTEMPTS)
@@ -62,16 +34,49 @@ _ORDER = slice(28, 32)
 _GRAY, _BLUR, _RADIUS, _SOLARIZE, _NOISE = 32, 33, 34, 35, 36
 _NUM_UNIFORMS = 37
 
+# The same for strong views, from a key of their own
+_COIN = 0
+_OPERATIONS = slice(1, 1 + randaugment.NUM_UNIFORMS)
+_ERASING = slice(_OPERATIONS.stop, _OPERATIONS.stop + erasing.NUM_UNIFORMS)
+_NUM_STRONG_UNIFORMS = _ERASING.stop
+
 
 def view_key(seed: int, epoch: int, role: str) -> int:
     """The key of one role's draws in one epoch."""
     return fold(seed, "views", epoch, role)
 
 
-def draw(spec: ViewSpec, key: int, positions: Ints, sizes: Ints) -> Floats:
+def draw_views(
+    views: Mapping[str, ViewSpec], *, seed: int, epoch: int, positions: Ints, sizes: Ints
+) -> dict[str, Floats]:
+    """Parameters {role: [B, V, NUM_COLUMNS]} of all views of B images; see `draw`."""
+    tosses = uniforms(fold(seed, "coin", epoch), positions, 1)  # [B, 1], of the images' coin
+    rows = {}
+    for role, spec in views.items():
+        shared = spec.strong is not None and spec.strong.coin == "image"
+        coins = np.repeat(tosses, spec.count, axis=1) if shared else None
+        rows[role] = draw(spec, view_key(seed, epoch, role), positions, sizes, coins=coins)
+    return rows
+
+
+def weak_images(views: Mapping[str, ViewSpec], rows: Mapping[str, Floats]) -> Bools | None:
+    """Which images [B] have weak views in the roles with the images' coin, by rows {role: [B, V, P]}; None
+    where no view can be strong."""
+    strong = {role: spec.strong for role, spec in views.items() if spec.strong is not None}
+    if not strong:
+        return None
+    weak = np.ones(len(next(iter(rows.values()))), dtype=bool)
+    for role, spec in strong.items():
+        if spec.coin == "image":
+            weak &= ~(rows[role][:, :, Column.STRONG] > 0).any(axis=1)
+    return weak
+
+
+def draw(spec: ViewSpec, key: int, positions: Ints, sizes: Ints, *, coins: Floats | None = None) -> Floats:
     """Parameters [B, V, NUM_COLUMNS] of the views of B images.
 
-    positions [B]: where in the epoch each image stands; sizes [B, 2]: its height and width in pixels.
+    positions [B]: where in the epoch each image stands; sizes [B, 2]: its height and width in pixels; coins
+    [B, V]: uniform numbers that decide which views are strong, where it is not each view's own that does.
     """
     views = spec.count
     rows = (positions[:, None] * views + np.arange(views)).reshape(-1)  # [B * V]
@@ -92,7 +97,31 @@ def draw(spec: ViewSpec, key: int, positions: Ints, sizes: Ints) -> Floats:
         params[:, Column.RADIUS] = low + u[:, _RADIUS] * (high - low)
     params[:, Column.SOLARIZE] = u[:, _SOLARIZE] < looks.solarize
     params[:, Column.NOISE] = np.floor(u[:, _NOISE] * 2.0**53)
+    if spec.strong is not None:
+        u = uniforms(fold(key, "strong"), rows, _NUM_STRONG_UNIFORMS)
+        tosses = u[:, _COIN] if coins is None else coins.reshape(-1)
+        which = are_strong(spec.strong, tosses)
+        params[which] = _strengthened(params[which], u[which], spec.strong, px=spec.px)
     return params.reshape(len(positions), views, NUM_COLUMNS)
+
+
+def are_strong(spec: Strong, tosses: Floats) -> Bools:
+    """Which views are strong, by a uniform number each; of any shape."""
+    return (tosses > 1.0 - spec.p) | (spec.p == 1.0)
+
+
+def _strengthened(weak: Floats, u: Floats, spec: Strong, *, px: int) -> Floats:
+    """Rows [R, P] of strong views, from those of weak views with the same crops and flips and from uniforms
+    u [R, _NUM_STRONG_UNIFORMS]."""
+    params = weak.copy()
+    params[:, Column.STRONG] = 1.0
+    params[:, Column.MIRROR] = weak[:, Column.FLIP]
+    params[:, (Column.FLIP, Column.JITTER, Column.GRAY, Column.BLUR, Column.SOLARIZE)] = 0.0
+    operations, arguments, bicubic = randaugment.draw_operations(spec.randaugment, u[:, _OPERATIONS])
+    params[:, OPERATIONS], params[:, ARGUMENTS], params[:, BICUBIC] = operations, arguments, bicubic
+    if spec.erasing is not None:
+        params[:, ERASED] = erasing.draw_boxes(spec.erasing, px, u[:, _ERASING])
+    return params
 
 
 def _factors(jitter: Jitter, u: Floats) -> Floats:

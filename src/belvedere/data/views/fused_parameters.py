@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from belvedere.data.views.blur import box_radii, box_weights
 from belvedere.data.views.color import hsv_to_rgb, rgb_to_hsv
-from belvedere.data.views.draw import Column
+from belvedere.data.views.row import Column
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]

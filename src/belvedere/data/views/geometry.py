@@ -12,14 +12,14 @@ from PIL import Image
 
 from belvedere.data.spec import Interpolation
 from belvedere.data.views import native
-from belvedere.data.views.draw import Column
 from belvedere.data.views.native import Crops
+from belvedere.data.views.row import Column
 
 SMALL_PX = 64
 """Sides up to which images of one size are cropped and resized as a batch."""
 
 _BITS = 22  # Pillow's fixed point: 32 bits less 8 for the pixel and 2 for overshoot
-_PIL = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
 
 Pixels = NDArray[np.uint8]
@@ -61,11 +61,11 @@ def crop_image(image: Pixels, jobs: Sequence[Crops]) -> None:
     whole = Image.fromarray(image[..., 0] if gray else np.ascontiguousarray(image[..., :3]))
     for boxes, interpolation, out in jobs:
         for crop, box in zip(out, boxes.tolist(), strict=True):
-            pixels = np.asarray(_resized(whole, box, out.shape[-1], _PIL[interpolation]))
+            pixels = np.asarray(resized(whole, box, out.shape[-1], RESAMPLING[interpolation]))
             crop[:] = pixels if gray else pixels.transpose(2, 0, 1)
 
 
-def _resized(whole: Image.Image, box: list[float], px: int, resample: Image.Resampling) -> Image.Image:
+def resized(whole: Image.Image, box: list[float], px: int, resample: Image.Resampling) -> Image.Image:
     """The part of an image in box (top, left, height, width), which may be fractional, as [px, px]."""
     top, left, height, width = box
     y, x = math.floor(top), math.floor(left)

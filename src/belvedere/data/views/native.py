@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from belvedere.core.log import warn
-from belvedere.data.spec import Interpolation
-from belvedere.data.views.draw import NUM_COLUMNS
+from belvedere.data.spec import MOST_OPERATIONS, Interpolation
+from belvedere.data.views import structures
+from belvedere.data.views.row import NUM_COLUMNS
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -32,7 +33,7 @@ MISSING = (
 )
 """What to tell a person when `available()` is false."""
 
-_INTERFACE = 1  # of the library's structures and functions, see dispatch.c
+_INTERFACE = 2  # of the library's structures and functions, see dispatch.c
 _MOST_PIXELS = 2**26  # of a view, see color.h
 _MOST_SIDE = 2**24  # of an image: single precision holds a box's offsets
 
@@ -53,41 +54,16 @@ class Crops(NamedTuple):
     out: Pixels
 
 
-class _Image(ctypes.Structure):
-    _fields_ = (
-        ("pixels", ctypes.c_void_p),
-        ("height", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("step", ctypes.c_int64),
-        ("row_bytes", ctypes.c_int64),
-    )
+class Augmented(NamedTuple):
+    """One strong view of an image: mirrored, then changed by steps (number of the operation, its argument or
+    map, whether it resamples bicubically), then cropped: box [4], in whole pixels; out [3, px, px]."""
 
-
-class _Job(ctypes.Structure):
-    _fields_ = (
-        ("boxes", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("views", ctypes.c_int64),
-        ("px", ctypes.c_int64),
-        ("out_stride", ctypes.c_int64),
-        ("bicubic", ctypes.c_int32),
-    )
-
-
-class _Looks(ctypes.Structure):
-    _fields_ = (
-        ("crops", ctypes.c_void_p),
-        ("rows", ctypes.c_void_p),
-        ("bytes", ctypes.c_void_p),
-        ("floats", ctypes.c_void_p),
-        ("views", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("height", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-        ("factor", ctypes.c_float * 3),
-        ("offset", ctypes.c_float * 3),
-    )
+    box: Floats
+    interpolation: Interpolation
+    mirror: bool
+    steps: Sequence[tuple[int, tuple[float, ...], bool]]
+    fill: tuple[int, int, int]
+    out: Pixels
 
 
 def available() -> bool:
@@ -103,6 +79,35 @@ def crop(image: Pixels, jobs: Sequence[Crops]) -> None:
     resized from the whole pixels that cover it.
     """
     image = _four_bytes_wide(image)
+    whole = _image(image)
+    made = (structures.Job * len(jobs))()
+    kept = [_fill_job(job, wanted, image) for job, wanted in zip(made, jobs, strict=True)]  # until C returns
+    _checked(_loaded().belvedere_crop(_level(), ctypes.byref(whole), made, len(kept)))
+
+
+def crop_strong(image: Pixels, views: Sequence[Augmented]) -> None:
+    """Augment, crop and resize strong views of one image [H, W, 1, 3 or 4] into each one's `out`."""
+    image = _four_bytes_wide(image)
+    whole = _image(image)
+    if whole.step != 4:
+        wide = np.empty((*image.shape[:2], 4), dtype=np.uint8)
+        wide[..., :3] = image
+        image, whole = wide, _image(wide)
+    jobs, plans = (structures.Job * len(views))(), (structures.Augmented * len(views))()
+    kept = []  # alive until C returns
+    for job, plan, view in zip(jobs, plans, views, strict=True):
+        kept.append(_fill_job(job, Crops(view.box[None], view.interpolation, view.out[None]), image))
+        numbers_of_all = [number for _, numbers, _ in view.steps for number in numbers]
+        if len(view.steps) > MOST_OPERATIONS or not np.isfinite(numbers_of_all).all():
+            raise ValueError(f"a view needs at most {MOST_OPERATIONS} steps of finite numbers: {view.steps}")
+        plan.count, plan.mirror, plan.fill[:3] = len(view.steps), view.mirror, view.fill
+        for step, (kind, numbers, bicubic) in zip(plan.steps, view.steps, strict=False):
+            step.kind, step.numbers[: len(numbers)], step.bicubic = kind, numbers, bicubic
+    _checked(_loaded().belvedere_strong(_level(), ctypes.byref(whole), jobs, plans, len(kept)))
+
+
+def _image(image: Pixels) -> structures.Image:
+    """What C reads of an image [H, W, C], checked."""
     height, width, step = image.shape
     rows_whole = image.size == 0 or (
         image[0].flags.c_contiguous and (height == 1 or image.strides[0] >= width * step)
@@ -111,23 +116,24 @@ def crop(image: Pixels, jobs: Sequence[Crops]) -> None:
         raise ValueError(f"an image must be uint8 [H, W, 1, 3 or 4] with contiguous rows, not {_what(image)}")
     if max(height, width) > _MOST_SIDE:
         raise ValueError(f"an image must have sides of at most {_MOST_SIDE}, not {_what(image)}")
-    made = (_Job * len(jobs))()
-    kept = []  # alive until C returns
-    for job, (boxes, interpolation, out) in zip(made, jobs, strict=True):
-        boxes = np.ascontiguousarray(boxes, dtype=np.float64)
-        kept.append(boxes)
-        views, px = out.shape[0], out.shape[-1]
-        if out.shape[1:] != (1 if step == 1 else 3, px, px) or px < 1 or boxes.shape != (views, 4):
-            raise ValueError(f"{_what(boxes)} boxes of an image {_what(image)} do not fit crops {_what(out)}")
-        views_whole = views == 0 or out[0].flags.c_contiguous
-        if out.dtype != np.uint8 or not views_whole or not out.flags.writeable:
-            raise ValueError(f"crops must be uint8 [V, C, px, px] with contiguous views, not {_what(out)}")
-        if not _inside(boxes, height, width):
-            raise ValueError(f"a crop box {boxes.tolist()} leaves its image of {height} x {width} pixels")
-        job.boxes, job.out, job.views = boxes.ctypes.data, out.ctypes.data, views
-        job.px, job.out_stride, job.bicubic = px, out.strides[0], interpolation == "bicubic"
-    whole = _Image(image.ctypes.data, height, width, step, image.strides[0])
-    _checked(_loaded().belvedere_crop(_level(), ctypes.byref(whole), made, len(jobs)))
+    return structures.Image(image.ctypes.data, height, width, step, image.strides[0])
+
+
+def _fill_job(job: structures.Job, wanted: Crops, image: Pixels) -> Floats:
+    """Write what C reads of views of an image [H, W, C], checked; what is returned must outlive the call."""
+    height, width, step = image.shape
+    boxes, out = np.ascontiguousarray(wanted.boxes, dtype=np.float64), wanted.out
+    views, px = out.shape[0], out.shape[-1]
+    if out.shape[1:] != (1 if step == 1 else 3, px, px) or px < 1 or boxes.shape != (views, 4):
+        raise ValueError(f"{_what(boxes)} boxes of an image {_what(image)} do not fit crops {_what(out)}")
+    views_whole = views == 0 or out[0].flags.c_contiguous
+    if out.dtype != np.uint8 or not views_whole or not out.flags.writeable:
+        raise ValueError(f"crops must be uint8 [V, C, px, px] with contiguous views, not {_what(out)}")
+    if not _inside(boxes, height, width):
+        raise ValueError(f"a crop box {boxes.tolist()} leaves its image of {height} x {width} pixels")
+    job.boxes, job.out, job.views = boxes.ctypes.data, out.ctypes.data, views
+    job.px, job.out_stride, job.bicubic = px, out.strides[0], wanted.interpolation == "bicubic"
+    return boxes
 
 
 def _four_bytes_wide(image: Pixels) -> Pixels:
@@ -175,9 +181,9 @@ def finish(
     return result
 
 
-def _looks(crops: Tensor, rows: Floats) -> _Looks:
+def _looks(crops: Tensor, rows: Floats) -> structures.Looks:
     views, channels, height, width = crops.shape
-    looks = _Looks(crops.data_ptr(), rows.ctypes.data)
+    looks = structures.Looks(crops.data_ptr(), rows.ctypes.data)
     looks.views, looks.channels, looks.height, looks.width = views, channels, height, width
     looks.columns = rows.shape[1]
     return looks
@@ -230,11 +236,18 @@ def _library() -> ctypes.CDLL | None:
         if library.belvedere_interface() == _INTERFACE:
             library.belvedere_crop.argtypes = (
                 ctypes.c_int,
-                ctypes.POINTER(_Image),
-                ctypes.POINTER(_Job),
+                ctypes.POINTER(structures.Image),
+                ctypes.POINTER(structures.Job),
                 ctypes.c_int64,
             )
-            library.belvedere_look.argtypes = (ctypes.c_int, ctypes.POINTER(_Looks))
+            library.belvedere_strong.argtypes = (
+                ctypes.c_int,
+                ctypes.POINTER(structures.Image),
+                ctypes.POINTER(structures.Job),
+                ctypes.POINTER(structures.Augmented),
+                ctypes.c_int64,
+            )
+            library.belvedere_look.argtypes = (ctypes.c_int, ctypes.POINTER(structures.Looks))
             return library
     return None
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from belvedere.data.views import native
 from belvedere.data.views.blur import gaussian_blur
 from belvedere.data.views.color import adjust_hue, adjust_saturation, blend, luma
-from belvedere.data.views.draw import Column
+from belvedere.data.views.row import Column
 
 Floats = NDArray[np.float64]
 _Adjust = Callable[[Tensor, Tensor], Tensor]

@@ -1,8 +1,8 @@
 """From decoded images and view parameters to normalized views, in three stages.
 
-On the decoded image (nothing yet: the place of augmentations that come before the crop), geometry (crop and
-resize, in the loader's process) and photometry (where the model runs). What passes between the last two is
-uint8 crops and their parameters.
+On the decoded image (strong views: RandAugment), geometry (crop and resize, in the loader's process, as the
+first stage) and photometry (where the model runs; of strong views, erasing). What passes between the last two
+is uint8 crops and their parameters.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from belvedere.data.spec import DataSpec, ViewSpec
 from belvedere.data.views import fused, native
-from belvedere.data.views.draw import Column
+from belvedere.data.views.erasing import erase_
 from belvedere.data.views.geometry import SMALL_PX, Pixels, boxes_in, crop_image, small_geometry
 from belvedere.data.views.native import Crops
 from belvedere.data.views.photometry import normalization, normalize, photometry
+from belvedere.data.views.row import Column
+from belvedere.data.views.strong import StrongCrop, crop_strong
 
 Floats = NDArray[np.float64]
 
@@ -27,23 +29,29 @@ _SHRINKS = (1, 2, 4, 8)  # what JPEG's transform offers
 _SPARE = 3.0
 
 
-def on_decoded(image: Pixels, rows: Floats) -> Pixels:
-    """The first stage, on a whole image before any crop; no view recipe has one yet."""
-    return image
-
-
 def crop(spec: ViewSpec, images: Pixels | Sequence[Pixels], rows: Floats) -> Tensor:
     """The crops of one role, uint8 [V, B, C, px, px], by its parameters rows [B, V, P].
 
     images: decoded images [H, W, 3] of any size; or one array [B, H, W, C] of equal ones, which when small is
-    cropped as a batch and keeps C = 1.
+    cropped as a batch and keeps C = 1, unless its views may be strong: then they have colours.
     """
     if isinstance(images, np.ndarray) and max(images.shape[1:3]) <= SMALL_PX:
-        return torch.from_numpy(small_geometry(images, rows, spec.px, interpolation=spec.interpolation))
+        return torch.from_numpy(_small_crops(spec, images, rows))
     crops = empty_crops(spec, len(images))
     for number, image in enumerate(images):
         rgb = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
         crop_views(rgb, {"": spec}, {"": rows[number]}, out={"": crops[:, number].numpy()})
+    return crops
+
+
+def _small_crops(spec: ViewSpec, images: Pixels, rows: Floats) -> Pixels:
+    """The crops [V, B, C, px, px] of small images [B, H, W, C]: strong ones one by one, over the others."""
+    crops = small_geometry(images, rows, spec.px, interpolation=spec.interpolation)
+    if spec.strong is None:
+        return crops
+    crops = np.array(np.broadcast_to(crops, (*crops.shape[:2], 3, *crops.shape[3:])), order="C")
+    for number in np.flatnonzero(_are_strong(rows).any(axis=1)):
+        crop_strong(images[number], _strong_crops(spec, rows[number], crops[:, number]))
     return crops
 
 
@@ -57,16 +65,40 @@ def crop_views(
 ) -> None:
     """The crops of all roles of one decoded image [H, W, 3], written to out {role: [V, 3, px, px]}.
 
-    rows {role: [V, P]}; shrink: the image was decoded to this part of the size that the rows speak of.
+    rows {role: [V, P]}; shrink: the image was decoded to this part of the size that the rows speak of, which
+    is for weak views alone (`largest_shrink`).
     """
-    jobs: dict[int, tuple[Pixels, list[Crops]]] = {}  # of roles that see the same pixels
+    weak: list[Crops] = []
+    strong: list[StrongCrop] = []
     for role, spec in views.items():
-        decoded = on_decoded(image, rows[role])
-        boxes = boxes_in(decoded, rows[role], shrink=shrink)
-        _, wanted = jobs.setdefault(id(decoded), (decoded, []))
-        wanted.append(Crops(boxes, spec.interpolation, out[role]))
-    for decoded, wanted in jobs.values():
-        crop_image(decoded, wanted)
+        boxes, which = boxes_in(image, rows[role], shrink=shrink), _are_strong(rows[role])
+        if not which.any():
+            weak.append(Crops(boxes, spec.interpolation, out[role]))
+            continue
+        strong += _strong_crops(spec, rows[role], out[role])
+        for view in np.flatnonzero(~which).tolist():
+            part = slice(view, view + 1)
+            weak.append(Crops(boxes[part], spec.interpolation, out[role][part]))
+    crop_image(image, weak)
+    if strong:
+        assert shrink == 1
+        crop_strong(image, strong)
+
+
+def _are_strong(rows: Floats) -> NDArray[np.bool_]:
+    """Which views [...] are strong, by rows [..., P]."""
+    strong: NDArray[np.bool_] = rows[..., Column.STRONG] > 0
+    return strong
+
+
+def _strong_crops(spec: ViewSpec, rows: Floats, out: Pixels) -> list[StrongCrop]:
+    """The strong views of one image among rows [V, P], to be written to out [V, 3, px, px]."""
+    assert spec.strong is not None
+    fill = spec.strong.randaugment.fill
+    return [
+        StrongCrop(rows[view], spec.interpolation, fill, out[view])
+        for view in np.flatnonzero(_are_strong(rows)).tolist()
+    ]
 
 
 def empty_crops(spec: ViewSpec, num_images: int) -> Tensor:
@@ -79,8 +111,11 @@ def largest_shrink(views: dict[str, ViewSpec], rows: dict[str, Floats]) -> int:
     """How many times smaller (1, 2, 4, 8) an image may be decoded for crops by rows {role: [V, P]}.
 
     Every crop keeps at least _SPARE times as many pixels a side as its view has: then antialiased resizing
-    hides what the decoder left out, within the tolerance that views are held to (docs/results.md).
+    hides what the decoder left out, within the tolerance that views are held to (docs/results.md). An image
+    with a strong view is decoded whole: operations before the crop see every pixel.
     """
+    if any(_are_strong(each).any() for each in rows.values()):
+        return 1
     sides = slice(Column.HEIGHT, Column.WIDTH + 1)
     room = min(float(rows[role][:, sides].min()) / spec.px for role, spec in views.items())
     return max(shrink for shrink in _SHRINKS if shrink == 1 or room >= _SPARE * shrink)
@@ -105,6 +140,7 @@ def finish(
         finished = fused.finish(flat, by_view, mean=data.mean, std=data.std, dtype=dtype)
     else:
         finished = normalize(photometry(flat, by_view), data.mean, data.std, dtype)
+    erase_(finished, by_view, mean=data.mean, std=data.std)
     if place is not None and finished is not place:
         finished = place.copy_(finished)
     return finished.view(views, batch, *finished.shape[1:])

@@ -17,6 +17,6 @@
 #pragma clang attribute pop
 #endif
 
-const Kernels belvedere_avx512 = {crop_views, look_views};
+const Kernels belvedere_avx512 = {crop_views, look_views, crop_strong};
 
 #endif

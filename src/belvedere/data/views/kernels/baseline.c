@@ -2,4 +2,4 @@
 
 #include "kernels.h"
 
-const Kernels belvedere_baseline = {crop_views, look_views};
+const Kernels belvedere_baseline = {crop_views, look_views, crop_strong};

@@ -10,7 +10,7 @@
 #endif
 
 /* Raised with every change of the structures or of a function's arguments. */
-EXPORT int belvedere_interface(void) { return 1; }
+EXPORT int belvedere_interface(void) { return 2; }
 
 /* The best level of instructions: 0 any, 1 AVX2, 2 AVX-512. */
 EXPORT int belvedere_level(void)
@@ -47,3 +47,9 @@ EXPORT int belvedere_crop(int level, const Image *image, const Job *jobs, int64_
 }
 
 EXPORT int belvedere_look(int level, const Looks *looks) { return kernels(level)->look(looks); }
+
+/* One view by each job. */
+EXPORT int belvedere_strong(int level, const Image *image, const Job *jobs, const Augmented *plans, int64_t count)
+{
+    return kernels(level)->strong(image, jobs, plans, count);
+}

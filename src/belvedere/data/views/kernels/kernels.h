@@ -18,3 +18,11 @@
 #include "blur.h"
 
 #include "looks.h"
+
+#include "affine.h"
+
+#include "tables.h"
+
+#include "mixing.h"
+
+#include "augment.h"

@@ -48,10 +48,27 @@ typedef struct {
     float factor[3], offset[3];
 } Looks;
 
-/* One set of instructions the kernels are compiled for. Both return 0, or 1 when memory ran out. */
+/* One operation on a whole image, by its number in randaugment.Operation. numbers: its argument; of those that move
+   pixels, the map from the new image to the old one. */
+typedef struct {
+    double numbers[6];
+    int32_t kind, bicubic;
+} Step;
+
+#define MOST_STEPS 3
+
+/* What happens to the whole image before one strong view is cropped: mirrored, then `count` operations. */
+typedef struct {
+    Step steps[MOST_STEPS];
+    int32_t count, mirror;
+    uint8_t fill[4];
+} Augmented;
+
+/* One set of instructions the kernels are compiled for. All return 0, or 1 when memory ran out. */
 typedef struct {
     int (*crop)(const Image *image, const Job *jobs, int64_t count);
     int (*look)(const Looks *looks);
+    int (*strong)(const Image *image, const Job *jobs, const Augmented *plans, int64_t count);
 } Kernels;
 
 extern const Kernels belvedere_baseline, belvedere_avx2, belvedere_avx512;
