@@ -63,6 +63,16 @@ def all_reduce_(tensor: Tensor, *, op: str = "sum") -> None:
         dist.all_reduce(tensor, op=dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX)
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """The rows [n, ...] of every process in the order of ranks [W * n, ...], on every rank. All give as many
+    rows."""
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
 def average_(tensors: list[Tensor]) -> None:
     """Replace every tensor by its mean over processes, through one flat buffer per dtype."""
     if world_size() == 1 or not tensors:

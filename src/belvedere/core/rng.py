@@ -73,6 +73,13 @@ class Scope:
         self.draws += 1
         return uniforms(key, self.rows, views).T
 
+    def shared_uniforms(self, count: int) -> NDArray[np.float64]:
+        """The next draw of this scope: [count], the same whatever its rows."""
+        key = fold(self.seed, "shared", self.step, self.draws)
+        self.draws += 1
+        drawn: NDArray[np.float64] = uniforms(key, [0], count)[0]
+        return drawn
+
 
 _scope: ContextVar[Scope | None] = ContextVar("scope", default=None)
 
@@ -87,12 +94,24 @@ def scope(seed: int, step: int, rows: Sequence[int]) -> Iterator[None]:
         _scope.reset(token)
 
 
-def row_uniforms(num_rows: int) -> Tensor:
-    """Uniforms [num_rows] for a view-major stack of the current scope's rows, float32 on the CPU."""
+def _current() -> Scope:
     current = _scope.get()
     if current is None:
         raise RuntimeError("a network drew random numbers outside a scope; only the training loop opens one")
+    return current
+
+
+def row_uniforms(num_rows: int) -> Tensor:
+    """Uniforms [num_rows] for a view-major stack of the current scope's rows, float32 on the CPU."""
+    current = _current()
     views, rest = divmod(num_rows, len(current.rows))
     if rest:
         raise RuntimeError(f"{num_rows} rows are no whole number of views of {len(current.rows)} images")
     return torch.from_numpy(current.row_uniforms(views).reshape(-1).astype(np.float32))
+
+
+def shared_integers(low: int, high: int, count: int) -> list[int]:
+    """Integers from `low` to below `high` that all rows of the global batch share: the same on every rank and
+    in every micro-batch, another draw for each forward call of a scope."""
+    drawn = _current().shared_uniforms(count)
+    return [low + int(u * (high - low)) for u in drawn]

@@ -116,7 +116,9 @@ def _of_block(block: Block, spec: FeatureSpec, norm: nn.Module) -> list[Tensor]:
                 f"token; use 'mean'"
             )
         parts.append(norm(block.cls))
-    if spec.source in ("mean", "cls+mean"):
+    if spec.source == "cls_or_mean" and block.cls is not None:
+        parts.append(norm(block.cls))
+    elif spec.source in ("mean", "cls+mean", "cls_or_mean"):
         parts.append(norm(block.tokens).float().mean(1))
     return parts
 

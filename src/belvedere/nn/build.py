@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import overload
 
+from belvedere.nn.cvt import CvT
 from belvedere.nn.resnet import ResNet
-from belvedere.nn.spec import ResNetSpec, ViTSpec
+from belvedere.nn.spec import CvTSpec, ResNetSpec, SwinSpec, ViLSpec, ViTSpec
+from belvedere.nn.swin import Swin
+from belvedere.nn.vil import ViL
 from belvedere.nn.vit import ViT
 
 
@@ -14,7 +17,23 @@ def build(spec: ViTSpec) -> ViT: ...
 @overload
 def build(spec: ResNetSpec) -> ResNet: ...
 @overload
-def build(spec: ViTSpec | ResNetSpec) -> ViT | ResNet: ...
-def build(spec: ViTSpec | ResNetSpec) -> ViT | ResNet:
+def build(spec: SwinSpec) -> Swin: ...
+@overload
+def build(spec: CvTSpec) -> CvT: ...
+@overload
+def build(spec: ViLSpec) -> ViL: ...
+@overload
+def build(spec: ViTSpec | ResNetSpec | SwinSpec | CvTSpec | ViLSpec) -> ViT | ResNet | Swin | CvT | ViL: ...
+def build(spec: ViTSpec | ResNetSpec | SwinSpec | CvTSpec | ViLSpec) -> ViT | ResNet | Swin | CvT | ViL:
     """The backbone a spec describes, with its parameters not yet drawn."""
-    return ResNet(spec) if isinstance(spec, ResNetSpec) else ViT(spec)
+    match spec:
+        case ResNetSpec():
+            return ResNet(spec)
+        case SwinSpec():
+            return Swin(spec)
+        case CvTSpec():
+            return CvT(spec)
+        case ViLSpec():
+            return ViL(spec)
+        case ViTSpec():
+            return ViT(spec)

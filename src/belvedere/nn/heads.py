@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from belvedere.nn.spec import HeadSpec, MLPHeadSpec
+from belvedere.core.errors import RecipeError
+from belvedere.nn.spec import HeadSpec, MLPHeadSpec, WeightNormHeadSpec
 
 
 class ProjectionHead(nn.Module):
@@ -92,6 +94,90 @@ class PrototypeHeads(nn.Module):
 
     def forward(self, z: Tensor) -> list[Tensor]:
         return [F.linear(z, weight) for weight in self.weights()]
+
+
+class WeightNormLinear(nn.Module):
+    """A linear layer without bias whose rows have a direction, `weight_v` [K, D], and a length, `weight_g`
+    [K, 1]."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(out, 1))
+        self.weight_v = nn.Parameter(torch.empty(out, width))
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix itself [K, D]."""
+        length: Tensor = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
+        return self.weight_v * (self.weight_g / length)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.linear(z, self.weight)
+
+
+class WeightNormHead(nn.Module):
+    """DINO's projection head: an MLP with GELU, unit rows, a weight-normed layer: [R, width] -> [R, out].
+
+    Names as published: `mlp.0/2/4` (with BatchNorm `mlp.0/1/3/4/6`; `mlp` where it has one layer), and
+    `last_layer.weight_g`, `last_layer.weight_v`.
+    """
+
+    def __init__(self, width: int, spec: WeightNormHeadSpec) -> None:
+        super().__init__()
+        widths = [width, *[spec.hidden] * (spec.layers - 1)]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            norm = [nn.BatchNorm1d(after)] if spec.batch_norm else []
+            layers += [nn.Linear(before, after), *norm, nn.GELU()]
+        last = nn.Linear(widths[-1], spec.bottleneck)
+        self.mlp: nn.Sequential | nn.Linear = nn.Sequential(*layers, last) if layers else last
+        self.last_layer = WeightNormLinear(spec.bottleneck, spec.out)
+        self.last_layer.weight_g.requires_grad_(not spec.norm_last_layer)
+
+    def initialize_(self, generator: torch.Generator) -> None:
+        """Linear layers N(0, 0.02) without bias; directions as torch draws a linear layer, lengths 1."""
+        for layer in self.mlp.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
+                nn.init.zeros_(layer.bias)
+        bound = 1 / math.sqrt(self.last_layer.weight_v.shape[1])
+        nn.init.uniform_(self.last_layer.weight_v, -bound, bound, generator=generator)
+        nn.init.ones_(self.last_layer.weight_g)
+
+    def embed(self, h: Tensor) -> Tensor:
+        """What the last layer reads: h [R, width] -> unit rows [R, bottleneck], in the MLP's type."""
+        x: Tensor = self.mlp(h)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.normalize(wide, dim=1, eps=1e-12).to(x.dtype)
+
+    def forward(self, h: Tensor) -> Tensor:
+        logits: Tensor = self.last_layer(self.embed(h))
+        return logits
+
+
+class TaskHeads(nn.Module):
+    """A backbone and EsViT's heads, `head` for crops and `head_dense` for their regions (None without that
+    task); `forward` reaches each, so that a wrapper sees every use."""
+
+    def __init__(self, backbone: nn.Module, width: int, spec: WeightNormHeadSpec, *, regions: bool) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = WeightNormHead(width, spec)
+        self.head_dense = WeightNormHead(width, spec) if regions else None
+
+    def forward(self, x: Tensor, *, part: Literal["backbone", "head", "head_dense"]) -> tuple[Tensor, ...]:
+        """`backbone`: images [R, 3, H, W] -> pooled [R, D] and, where there is a head for them, regions
+        [R, N, D]; a head: features [R, D] -> unit rows [R, O] and the last layer's matrix [K, O]."""
+        if part != "backbone":
+            head = self.head if part == "head" else self.head_dense
+            assert head is not None, "there is no head for regions"
+            return head.embed(x), head.last_layer.weight
+        features = self.backbone(x, regions=self.head_dense is not None)
+        if self.head_dense is None:
+            return (features.pooled,)
+        if features.regions is None:
+            raise RecipeError("method.region: this backbone gives no regions; set it to false")
+        return features.pooled, features.regions
 
 
 def initialize_linears_(module: nn.Module, generator: torch.Generator) -> None:

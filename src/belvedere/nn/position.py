@@ -33,20 +33,48 @@ def bicubic_matrix(old: int, new: int, scale: float, device: torch.device, dtype
         left = math.floor(centre)
         for tap in range(left - 1, left + 3):
             matrix[row][min(max(tap, 0), old - 1)] += _cubic(centre - tap)
-    return torch.tensor(matrix, dtype=torch.float64).to(device=device, dtype=dtype)
+    with torch.inference_mode(False):  # training may use what an evaluation was the first to ask for
+        return torch.tensor(matrix, dtype=torch.float64).to(device=device, dtype=dtype)
 
 
-def resize_position(table: Tensor, grid: tuple[int, int]) -> Tensor:
+def resize_position(table: Tensor, grid: tuple[int, int], margin: float = 0.0) -> Tensor:
     """The table [1, 1 + n*n, D] (class row first) for another `grid`: [1, 1 + rows*columns, D].
 
-    The class row is left alone. MSN, `interpolate_pos_encoding`: the factor of a side is its exact ratio.
+    The class row is left alone. The factor of a side is (its patches + margin) / n: MSN's is the exact ratio,
+    Mugs has a margin of 0.1, once meant to guard a rounding.
     """
     side = math.isqrt(table.shape[1] - 1)
-    if grid == (side, side):
+    if all(isinstance(new, int) for new in grid) and grid == (side, side):
         return table
     rows, columns = (
-        bicubic_matrix(side, new, new / side, table.device, table.dtype) for new in grid
+        bicubic_matrix(side, new, (new + margin) / side, table.device, table.dtype)
+        if isinstance(new, int)
+        else _traced_matrix(side, new, _traced_margin(side, grid, margin, like=table))
+        for new in grid
     )  # [R, n], [C, n]
     square = table[0, 1:].view(side, side, -1)  # [n, n, D]
     resized = torch.einsum("rn,cm,nmd->rcd", rows, columns, square)
     return torch.cat([table[:, :1], resized.reshape(1, grid[0] * grid[1], -1)], dim=1)
+
+
+def _traced_margin(side: int, grid: tuple[int, int], margin: float, *, like: Tensor) -> Tensor:
+    """`margin` for a graph whose image size is left open, or 0 at the size that needs no resize: []."""
+    resized = [torch.full((), new, device=like.device, dtype=like.dtype) != side for new in grid]
+    return (resized[0] | resized[1]).to(like.dtype) * margin
+
+
+def _traced_matrix(old: int, new: int, margin: Tensor) -> Tensor:
+    """`bicubic_matrix` as operations of tensors, for a graph whose image size is left open: [new, old]."""
+    row = torch.arange(new, device=margin.device, dtype=margin.dtype)
+    centre = (row + 0.5) * old / (margin + new) - 0.5
+    left = centre.floor()
+    column = torch.arange(old, device=margin.device, dtype=margin.dtype)
+    matrix = margin.new_zeros(1, old)
+    for tap in range(-1, 3):
+        x = (centre - left - tap).abs()
+        near = ((_A + 2) * x - (_A + 3)) * x * x + 1
+        far = (((x - 5) * x + 8) * x - 4) * _A
+        weight = torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))  # [new]
+        place = (left + tap).clamp(0, old - 1)
+        matrix = matrix + weight[:, None] * (place[:, None] == column)
+    return matrix

@@ -216,7 +216,7 @@ class ViT(nn.Module):
         table = (spec.image_px // spec.patch_px) ** 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, table + 1, spec.width))
-        rates = torch.linspace(0, spec.drop_path, spec.depth).tolist()
+        rates = torch.linspace(0, spec.drop_path, spec.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(spec, rate) for rate in rates)
         self.norm = nn.LayerNorm(spec.width, eps=_NORM_EPS)
 
@@ -244,7 +244,7 @@ class ViT(nn.Module):
         keep [T - 1]: the patches that stay; positions are added before, so that their order is free.
         """
         grid = self.patch_embed.grid(images.shape[-2], images.shape[-1])
-        position = resize_position(self.pos_embed, grid)  # [1, N + 1, D]
+        position = resize_position(self.pos_embed, grid, self.spec.position_margin)  # [1, N + 1, D]
         patch_position = position[:, 1:] if keep is None else position[:, 1:][:, keep]
         patches = self.patch_embed(images, keep) + patch_position
         cls = (self.cls_token + position[:, :1]).expand(images.shape[0], -1, -1)

@@ -6,12 +6,34 @@ from typing import Annotated
 
 from pydantic import Field
 
+from belvedere.nn.spec.cvt import CvTSpec
 from belvedere.nn.spec.feature import FeatureSpec
-from belvedere.nn.spec.head import HeadSpec, MLPHeadSpec
+from belvedere.nn.spec.head import ContrastiveHeadSpec, HeadSpec, MLPHeadSpec, WeightNormHeadSpec
 from belvedere.nn.spec.resnet import ResNetSpec
+from belvedere.nn.spec.swin import SwinSpec
+from belvedere.nn.spec.vil import ViLSpec
 from belvedere.nn.spec.vit import ViTSpec
 
-BackboneSpec = Annotated[ViTSpec | ResNetSpec, Field(discriminator="name")]
+BackboneSpec = Annotated[ViTSpec | ResNetSpec | SwinSpec | CvTSpec | ViLSpec, Field(discriminator="name")]
 """Any backbone of a recipe or a card, told apart by its name."""
 
-__all__ = ["BackboneSpec", "FeatureSpec", "HeadSpec", "MLPHeadSpec", "ResNetSpec", "ViTSpec"]
+
+def has_batch_norm(spec: BackboneSpec) -> bool:
+    """Whether a network has statistics of the images it is shown together with."""
+    return isinstance(spec, ResNetSpec | CvTSpec)
+
+
+__all__ = [
+    "BackboneSpec",
+    "ContrastiveHeadSpec",
+    "CvTSpec",
+    "FeatureSpec",
+    "HeadSpec",
+    "MLPHeadSpec",
+    "ResNetSpec",
+    "SwinSpec",
+    "ViLSpec",
+    "ViTSpec",
+    "WeightNormHeadSpec",
+    "has_batch_norm",
+]

@@ -13,12 +13,13 @@ from belvedere.nn.spec.count import Count
 class FeatureSpec(Settings):
     """Which tensor is *the* feature of a trained backbone, and how an image is prepared for it.
 
-    source: class token, mean of the region tokens, both concatenated, or the backbone's pooled output;
+    source: class token, mean of the region tokens, both concatenated, or of each block its class token where
+    it has one and else the mean; or the backbone's pooled output;
     blocks: of the last n blocks, concatenated oldest first; norm: the final norm on none or all of them.
     resize_px: the shorter side before the central crop of crop_px.
     """
 
-    source: Literal["cls", "mean", "cls+mean", "pooled"]
+    source: Literal["cls", "mean", "cls+mean", "cls_or_mean", "pooled"]
     blocks: Count
     norm: Literal["none", "last_stage", "all"]
     resize_px: Count

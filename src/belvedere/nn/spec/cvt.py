@@ -1,0 +1,96 @@
+"""What a recipe says about a CvT."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from belvedere.core.settings import Settings
+from belvedere.nn.spec.count import Count
+
+_PerStage = Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
+class CvTSpec(Settings):
+    """A CvT v4, EsViT's. Lists have one entry per stage: channels, heads and blocks, and the kernel, stride
+    and padding of the convolution that embeds the stage before (the image, for the first). window: side of
+    the windows that attention looks at, in cells; on a smaller map the whole of it. drop_path: the last
+    block's rate; linear from 0 over all blocks."""
+
+    name: Literal["cvt"]
+    widths: _PerStage
+    heads: _PerStage
+    blocks: _PerStage
+    kernels: _PerStage
+    strides: _PerStage
+    paddings: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    window: Count
+    mlp_ratio: Annotated[float, Field(gt=0.0)]
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> CvTSpec:
+        stages = len(self.blocks)
+        for key in ("widths", "heads", "kernels", "strides", "paddings"):
+            if len(getattr(self, key)) != stages:
+                raise ValueError(f"{key} has {len(getattr(self, key))} entries for {stages} stages (blocks)")
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            if width % heads:
+                raise ValueError(f"a stage's width {width} is no multiple of its heads {heads}")
+        for kernel, padding in zip(self.kernels, self.paddings, strict=True):
+            if 2 * padding >= kernel:
+                raise ValueError(
+                    f"a padding of {padding} gives cells for which a kernel of {kernel} sees nothing; give "
+                    f"at most {(kernel - 1) // 2}"
+                )
+        return self
+
+    @property
+    def depth(self) -> int:
+        """How many outputs `features.blocks` can ask for: all blocks."""
+        return sum(self.blocks)
+
+    @property
+    def multiple_px(self) -> int:
+        """Image sides must be multiples of this: any will do."""
+        return 1
+
+    @property
+    def least_px(self) -> int:
+        """The smallest side of an image that leaves the last stage a cell."""
+        return next(px for px in range(1, 1 << 20) if min(self.sides(px)) > 0)
+
+    def refusal(self, px: int) -> str:
+        """Why the network cannot take a square image of `px` pixels, and the nearest that it can; or ""."""
+        if px >= self.least_px:
+            return ""
+        return f"leaves the last stage no cell; the smallest that this CvT can take is {self.least_px}"
+
+    def sides(self, px: int) -> tuple[int, ...]:
+        """The side of each stage's map for a square image of `px` pixels; 0 where nothing is left."""
+        found: list[int] = []
+        for kernel, stride, padding in zip(self.kernels, self.strides, self.paddings, strict=True):
+            px = max(0, (px + 2 * padding - kernel) // stride + 1) if px else 0
+            found.append(px)
+        return tuple(found)
+
+    def padded(self, side: int) -> int:
+        """The side of a map after it is padded to whole windows."""
+        window = min(self.window, side)
+        return -(-side // window) * window
+
+    def num_patches(self, px: int) -> int:
+        """Cells of the last map for a square image."""
+        return self.sides(px)[-1] ** 2
+
+    def kept_values(self, px: int) -> int:
+        """Values that the backward pass needs of one image: of each block the two residual sums and their
+        norms, the padded map before and after the depthwise convolution and BatchNorm, queries, keys, values,
+        what attention gives (padded and not), and the MLP's hidden layer before and after its activation."""
+        kept = 3 * px**2
+        for stage, side in enumerate(self.sides(px)):
+            cells, padded, width = side**2, self.padded(side) ** 2, self.widths[stage]
+            block = (5 + 2 * self.mlp_ratio) * cells + 7 * padded
+            kept += int(width * (2 * cells + self.blocks[stage] * block))
+        return kept

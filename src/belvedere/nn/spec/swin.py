@@ -1,0 +1,108 @@
+"""What a recipe says about a Swin transformer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from belvedere.core.settings import Settings
+from belvedere.nn.spec.count import Count
+
+
+class SwinSpec(Settings):
+    """A Swin transformer. embed_width: the first stage's; every further stage halves the map's sides and
+    doubles the width. blocks, heads: how many in each stage. window: the side of the windows that attention
+    looks at, in cells. image_px fixes windows and shifts for good: a stage whose map at that size is not
+    larger than the window takes the whole map as its window and never shifts, whatever the size of the images
+    that come later. drop_path: the last block's rate; linear from 0 over all blocks."""
+
+    name: Literal["swin"]
+    embed_width: Count
+    blocks: Annotated[tuple[Count, ...], Field(min_length=1)]
+    heads: Annotated[tuple[Count, ...], Field(min_length=1)]
+    patch_px: Count
+    window: Count
+    mlp_ratio: Annotated[float, Field(gt=0.0)]
+    image_px: Count
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> SwinSpec:
+        if len(self.heads) != len(self.blocks):
+            raise ValueError(f"heads names {len(self.heads)} stages, blocks {len(self.blocks)}")
+        for stage, heads in enumerate(self.heads):
+            if self.width(stage) % heads:
+                raise ValueError(
+                    f"stage {stage} is {self.width(stage)} wide (embed_width {self.embed_width}, doubled "
+                    f"with every stage), which is no multiple of its {heads} heads"
+                )
+        if self.image_px % self.patch_px:
+            raise ValueError(f"image_px {self.image_px} is no multiple of patch_px {self.patch_px}")
+        last = len(self.blocks) - 1
+        if self.built_side(last) < 1:
+            raise ValueError(
+                f"image_px {self.image_px} leaves no map after {last} halvings; set it to at least "
+                f"{self.patch_px << last}"
+            )
+        return self
+
+    def width(self, stage: int) -> int:
+        """Columns of a token of a stage (from 0)."""
+        return self.embed_width << stage
+
+    def built_side(self, stage: int) -> int:
+        """The side of a stage's map for images of `image_px`."""
+        return (self.image_px // self.patch_px) >> stage
+
+    def window_of(self, stage: int) -> int:
+        """The side of a stage's windows."""
+        return min(self.window, self.built_side(stage))
+
+    def shift_of(self, stage: int, block: int) -> int:
+        """By how many tokens the windows of a stage's block (from 0) are shifted: every second one's are, by
+        half a window, in stages whose built map has several windows."""
+        return self.window // 2 if block % 2 and self.built_side(stage) > self.window else 0
+
+    @property
+    def depth(self) -> int:
+        """How many blocks there are in all stages."""
+        return sum(self.blocks)
+
+    @property
+    def multiple_px(self) -> int:
+        """Image sides must be multiples of this."""
+        return self.patch_px
+
+    def refusal(self, px: int) -> str:
+        """Why the network cannot take a square image of `px` pixels, and the nearest that it can; or ""."""
+        below = px - px % self.patch_px
+        if px == below:
+            return ""
+        nearest = f"{below} and {below + self.patch_px}" if below else f"{self.patch_px}"
+        return f"has no whole patches of {self.patch_px} px; the nearest that it can take are {nearest}"
+
+    def num_patches(self, px: int) -> int:
+        """Tokens of the last stage for a square image of `px` pixels, a multiple of `multiple_px`."""
+        return self._side(px, len(self.blocks) - 1) ** 2
+
+    def kept_values(self, px: int) -> int:
+        """Values that the backward pass needs of one image.
+
+        Per token of a block: its input, the two normed inputs, the attention's output, the input of the
+        second half and the MLP's hidden layer twice. Per token of the padded map: queries, keys, values, the
+        attention's outcome and its weights, one per head and token of the window.
+        """
+        kept = 0
+        for stage, depth in enumerate(self.blocks):
+            side, window, width = self._side(px, stage), self.window_of(stage), self.width(stage)
+            padded = -(-side // window) * window
+            tokens = width * (4 + 2 * self.mlp_ratio) * side**2
+            windows = (4 * width + self.heads[stage] * window**2) * padded**2
+            merged = 2 * self.width(stage - 1) * 4 * side**2 if stage else 3 * self.patch_px**2 * side**2
+            kept += int(depth * (tokens + windows) + merged)
+        return kept
+
+    def _side(self, px: int, stage: int) -> int:
+        """The side of a stage's map; an odd one is padded before it is halved."""
+        return -(-(px // self.patch_px) >> stage)

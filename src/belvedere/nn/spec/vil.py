@@ -1,0 +1,128 @@
+"""What a recipe says about a ViL."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from belvedere.core.settings import Settings
+from belvedere.nn.spec.count import Count
+
+_PerStage = Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
+class ViLSpec(Settings):
+    """A multi-scale Vision Longformer. Lists have one entry per stage: channels, heads and blocks; patches:
+    the side, in pixels or cells of the stage before, of what becomes one cell; sparse: attention in chunks of
+    window x window cells and those around them, or over all cells; class_token: whether the stage has one.
+    image_px fixes the tables of relative positions where attention is over all cells; another size resizes
+    them.
+
+    mode: which chunks a query of a sparse stage sees. 0: its own and the eight around it. 1: in training its
+    own and one of the eight, which each block draws for each pass over crops of one size; otherwise as 0.
+    -1: its own alone. drop_path: the last block's rate; linear from 0 over all blocks.
+
+    EsViT's configuration also has VIL_MODE_SWITCH, the share of training after which mode 1 becomes mode 0;
+    nothing reads it there, the published models were trained without it, and there is no such key here.
+    """
+
+    name: Literal["vil"]
+    widths: _PerStage
+    heads: _PerStage
+    blocks: _PerStage
+    patches: _PerStage
+    sparse: Annotated[tuple[bool, ...], Field(min_length=1)]
+    class_token: Annotated[tuple[bool, ...], Field(min_length=1)]
+    window: Count
+    mode: Literal[-1, 0, 1]
+    mlp_ratio: Annotated[float, Field(gt=0.0)]
+    image_px: Count
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> ViLSpec:
+        stages = len(self.blocks)
+        for key in ("widths", "heads", "patches", "sparse", "class_token"):
+            if len(getattr(self, key)) != stages:
+                raise ValueError(f"{key} has {len(getattr(self, key))} entries for {stages} stages (blocks)")
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            if width % heads:
+                raise ValueError(f"a stage's width {width} is no multiple of its heads {heads}")
+        if self.class_token[-1]:
+            raise ValueError(
+                "class_token of the last stage must be false: its cells alone make the feature, and what a "
+                "class token gathers there would be dropped"
+            )
+        if self.mode != 0 and not any(self.sparse):
+            raise ValueError(f"mode {self.mode} has no effect without a sparse stage; set it to 0")
+        if words := self.refusal(self.image_px):
+            raise ValueError(f"image_px {self.image_px} {words}")
+        return self
+
+    @property
+    def depth(self) -> int:
+        """How many outputs `features.blocks` can ask for: all blocks."""
+        return sum(self.blocks)
+
+    @property
+    def multiple_px(self) -> int:
+        """Image sides must be multiples of this: whole patches of the first stage. Where a later stage's
+        patches do not fit, its last rows and columns are left out (112 px has 14, 7 and 3 cells a side)."""
+        return self.patches[0]
+
+    @property
+    def least_px(self) -> int:
+        """The smallest side of an image that leaves the last stage a cell."""
+        return math.prod(self.patches)
+
+    def refusal(self, px: int) -> str:
+        """Why the network cannot take a square image of `px` pixels, and the nearest that it can; or ""."""
+        if px < self.least_px:
+            return f"leaves the last stage no cell; the smallest that this ViL can take is {self.least_px}"
+        below = px - px % self.multiple_px
+        if px == below:
+            return ""
+        nearest = f"{below} and {below + self.multiple_px}"
+        return f"has no whole patches of {self.multiple_px} px; the nearest that it can take are {nearest}"
+
+    def sides(self, px: int) -> tuple[int, ...]:
+        """The side of each stage's map for a square image of `px` pixels."""
+        found: list[int] = []
+        for patch in self.patches:
+            px //= patch
+            found.append(px)
+        return tuple(found)
+
+    def table_side(self, stage: int) -> int:
+        """The side of a stage's table of relative positions: coordinates differ by less than 2 * window where
+        it is sparse, by less than the map's side for image_px where it is not."""
+        reach = 2 * self.window if self.sparse[stage] else self.sides(self.image_px)[stage]
+        return 2 * reach - 1
+
+    def num_patches(self, px: int) -> int:
+        """Cells of the last map for a square image."""
+        return self.sides(px)[-1] ** 2
+
+    def kept_values(self, px: int) -> int:
+        """Values that the backward pass needs of one image.
+
+        Of each block the two residual sums and their norms, queries and what attention gives (in whole chunks
+        where it is sparse), keys and values (once for every chunk that sees them), the attention's weights,
+        and the MLP's hidden layer before and after its activation.
+        """
+        kept = 0.0
+        for stage, side in enumerate(self.sides(px)):
+            width, heads = self.widths[stage], self.heads[stage]
+            tokens = side**2 + self.class_token[stage]
+            block = width * (5 + 2 * self.mlp_ratio) * tokens
+            if self.sparse[stage]:
+                chunks = {-1: 1, 0: 9, 1: 2}[self.mode]
+                padded = (-(-side // self.window) * self.window) ** 2
+                block += width * (2 * padded + 2 * tokens + 2 * padded * chunks)
+                block += heads * padded * chunks * self.window**2
+            else:
+                block += width * 4 * tokens + heads * tokens**2
+            kept += width * 2 * tokens + self.blocks[stage] * block
+        return int(kept) + 3 * px**2
