@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from belvedere.nn.spec import ViTSpec
+from belvedere.methods.pages import method_names
+from belvedere.nn.spec import ResNetSpec
 from belvedere.recipe.load import load_recipe
 from belvedere.recipe.schema import Recipe
 from belvedere.train.dataset_pass import epoch_batches
@@ -29,18 +30,74 @@ SMALL = (
 OWN: dict[str, tuple[str, ...]] = {
     # full after two of the second epoch's steps, so that it is used before, at and after an epoch's edge
     "swav": ("method.queue={length: 20, start_epoch: 0}", "method.freeze_prototypes_steps=2"),
+    "esvit": ("method.teacher_temperature={start: 0.04, final: 0.07, warmup_epochs: 2}",),
+    # stored to past their ends within the run
+    "mugs": (
+        "method.instance.queue=20",
+        "method.local_group.queue=24",
+        "method.local_group.memory=20",
+        "method.local_group.neighbours=2",
+        "method.group.teacher_temperature={start: 0.04, final: 0.07, warmup_epochs: 2}",
+    ),
 }
 """What brings a method's own state into so short a run."""
 
+UNFROZEN: dict[str, tuple[str, ...]] = {
+    "esvit": ("method.freeze_last_layer_epochs=0",),
+    "mugs": ("method.group.freeze_last_layer_epochs=0",),
+}
+"""Without what keeps parameters from moving at first."""
+
 NO_OWN_STATE: dict[str, tuple[str, ...]] = {"swav": ("method.queue=null",)}
 """Without what the paper defines for each process."""
+
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "esvit-resnet": (
+        "esvit",
+        (
+            "backbone={name: resnet, block: basic, blocks: [1, 1, 1, 1], widen: 1, width_per_group: 8, "
+            "stem: small}",
+            "features.source=pooled",
+            "features.norm=none",
+            "views.global.px=16",  # of 8 px it leaves one region
+            "views.local.px=12",
+            "features.resize_px=16",
+            "features.crop_px=16",
+        ),
+    )
+}
+"""What signs the contract beside each method's tiny recipe: a method, and how its recipe is changed."""
+
+SIGNED = (*method_names(), *VARIANTS)
+
+
+def base(method: str) -> str:
+    """The method that `method`, one of `SIGNED`, is or is a variant of."""
+    return VARIANTS[method][0] if method in VARIANTS else method
+
+
+def changes(method: str) -> tuple[str, ...]:
+    """How a variant's recipe differs from the method's tiny one."""
+    return VARIANTS[method][1] if method in VARIANTS else ()
+
 
 VIT = (
     "{name: vit, width: 16, depth: 2, heads: 2, patch_px: 2, mlp_ratio: 2.0, stem: patch, image_px: 8, "
     "drop_path: 0.2}"
 )
 
-WITHOUT_GRADIENT = ("projection_head.0.bias", "projection_head.1.running_mean")
+WITHOUT_GRADIENT = (
+    "projection_head.0.bias",  # SwAV's
+    "projection_head.1.running_mean",
+    "head.mlp.0.bias",  # EsViT's, one for each task
+    "head.mlp.1.running_mean",
+    "head.mlp.3.bias",
+    "head.mlp.4.running_mean",
+    "head_dense.mlp.0.bias",
+    "head_dense.mlp.1.running_mean",
+    "head_dense.mlp.3.bias",
+    "head_dense.mlp.4.running_mean",
+)
 """A bias in front of a BatchNorm has no gradient but rounding. LARC scales that to a step of full size, which
 no output depends on; AdamW to one as small as rounding."""
 
@@ -58,13 +115,21 @@ def recipe(
 
     drop_path: of a ViT. vit: whether to use one where the recipe has a backbone with BatchNorm.
     """
-    lines = [*SMALL, f"data.path={images}", f"run.dir={directory}", *OWN.get(method, ()), *overrides]
-    if isinstance(load_recipe(f"tiny/{method}").backbone, ViTSpec):
+    tiny, own = f"tiny/{base(method)}", changes(method)
+    lines = [
+        *SMALL,
+        *own,
+        f"data.path={images}",
+        f"run.dir={directory}",
+        *OWN.get(base(method), ()),
+        *overrides,
+    ]
+    if not isinstance(load_recipe(tiny, own).backbone, ResNetSpec):
         lines.append(f"backbone.drop_path={drop_path}")
     elif vit:
         lines.append(f"backbone={VIT}")
     latest = {key: value for key, _, value in (line.partition("=") for line in lines)}
-    return load_recipe(f"tiny/{method}", [f"{key}={value}" for key, value in latest.items()])
+    return load_recipe(tiny, [f"{key}={value}" for key, value in latest.items()])
 
 
 def session(of: Recipe, *, resume: bool = False) -> Session:

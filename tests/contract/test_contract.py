@@ -12,17 +12,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drive import NO_OWN_STATE, differing, drain, largest_difference, recipe, session, snapshot
+from drive import (
+    NO_OWN_STATE,
+    SIGNED,
+    UNFROZEN,
+    base,
+    changes,
+    differing,
+    drain,
+    largest_difference,
+    recipe,
+    session,
+    snapshot,
+)
 
 from belvedere.core.errors import CheckpointError
-from belvedere.methods.pages import method_names, page
+from belvedere.methods.pages import page
 from belvedere.recipe.load import dump, load_recipe, read_recipe
 
 EXACT = 2e-9
 """Rounding of a few float64 steps: parameters without exact gradient (biases before a BatchNorm) move by
 lr * 1e-15 / Adam's epsilon. A wrong factor or a lost row moves parameters by 1e-4 and more."""
 
-pytestmark = pytest.mark.parametrize("method", method_names())
+pytestmark = pytest.mark.parametrize("method", SIGNED)
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +46,7 @@ def _one_thread() -> None:
 
 
 def test_gradients_reach_the_student_and_not_the_teacher(method: str, images: Path, tmp_path: Path) -> None:
-    run = session(recipe(method, images, tmp_path, drop_path=0.0))
+    run = session(recipe(method, images, tmp_path, UNFROZEN.get(base(method), ()), drop_path=0.0))
     (report,) = drain(run, until=1)
     without = [name for name, norm in zip(report.names, report.norms, strict=True) if not norm > 0]
     # Biases in front of a BatchNorm, and the norm in front of one, have no gradient but rounding: not listed.
@@ -46,7 +58,7 @@ def test_a_teacher_follows_without_gradient(method: str, images: Path, tmp_path:
     networks = run.method.networks()
     assert "student" in networks
     if "teacher" not in networks:
-        assert not page(method).build.teacher_roles, "views for a teacher that is not there"
+        assert not page(base(method)).build.teacher_roles, "views for a teacher that is not there"
         return
     before = {name: p.detach().clone() for name, p in networks["teacher"].named_parameters()}
     drain(run, until=1)
@@ -175,7 +187,8 @@ def test_learns_and_does_not_collapse(method: str, tmp_path: Path) -> None:
     from belvedere.eval.knn import knn_predict
     from belvedere.train.export import card
 
-    run = session(load_recipe(f"tiny/{method}", [f"run.dir={tmp_path}", "run.workers=0", "run.device=cpu"]))
+    here = [f"run.dir={tmp_path}", "run.workers=0", "run.device=cpu"]
+    run = session(load_recipe(f"tiny/{base(method)}", [*changes(method), *here]))
     train, test = (open_source("digits", split=split) for split in ("train", "test"))
 
     def score() -> float:
@@ -188,7 +201,7 @@ def test_learns_and_does_not_collapse(method: str, tmp_path: Path) -> None:
 
     untrained = score()
     reports = drain(run, until=400)
-    assert score() > untrained + 0.05
+    assert 1 - score() < 2 / 3 * (1 - untrained), "a third of the errors are gone"
     entropies = [float(report.losses.watch["mean_entropy"]) for report in reports[-20:]]
     prototypes = run.recipe.method.prototypes  # type: ignore[attr-defined]
     assert min(entropies) > 0.5 * math.log(np.mean(prototypes))
@@ -198,7 +211,7 @@ def test_learns_and_does_not_collapse(method: str, tmp_path: Path) -> None:
 
 
 def test_recipe_round_trip(method: str) -> None:
-    tiny = load_recipe(f"tiny/{method}")
+    tiny = load_recipe(f"tiny/{base(method)}", changes(method))
     assert read_recipe(dump(tiny)) == tiny
 
 

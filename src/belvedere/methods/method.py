@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from belvedere.core.settings import Settings
 from belvedere.data.batch import Batch
+from belvedere.data.spec import ViewSpec
 from belvedere.engine.health import Health
 from belvedere.engine.remedy import STEADIER, Remedy
 
@@ -126,7 +127,9 @@ class Method(nn.Module):
     them that a recipe may leave out; teacher_roles: those that the student does not see. backbones: what it
     works with, by their names in a recipe. schedule_first, peak_twice: how its paper's code counts schedules
     (`first` and `peak_twice` of `WarmupCosine`). per_rank_state: the buffers, by their names in the state
-    dict, that differ between processes; those that are None do not count.
+    dict, that differ between processes; those that are None do not count. afresh: how the names of
+    entries begin that a run which starts from another one's state (`init` in a recipe) may not find there
+    and then begins anew; None where a run cannot start so.
     """
 
     roles: tuple[str, ...] = ()
@@ -136,6 +139,7 @@ class Method(nn.Module):
     schedule_first: int = 0
     peak_twice: bool = False
     per_rank_state: tuple[str, ...] = ()
+    afresh: tuple[str, ...] | None = None
     student: nn.Module
     teacher: nn.Module
 
@@ -190,6 +194,10 @@ class MethodOptions(Settings):
 
         views: {role: (how many, patches of one)}; only roles the method knows.
         """
+        return []
+
+    def unfit_views(self, views: Mapping[str, ViewSpec]) -> list[tuple[str, str]]:
+        """What the method cannot have of how these views are made, as (dotted key to change, words)."""
         return []
 
     def num_seen(self, role: str, patches: int) -> int:

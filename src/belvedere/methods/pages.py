@@ -10,7 +10,7 @@ from typing import Protocol, cast
 import belvedere.methods
 from belvedere.methods.method import Method, MethodOptions
 
-_NOT_PAGES = {"crops", "method", "pages"}
+_NOT_PAGES = {"centered", "crops", "method", "pages"}
 
 
 class Page(Protocol):

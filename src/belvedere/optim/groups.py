@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from belvedere.optim.larc import LARC
-from belvedere.optim.spec import LARCSpec, OptimSpec
+from belvedere.optim.lars import LARS
+from belvedere.optim.spec import AnyOptimSpec, LARCSpec, LARSSpec, SGDSpec
 
 
 class ParameterGroup(Protocol):
@@ -25,7 +26,7 @@ class ParameterGroup(Protocol):
     def lr_scale(self) -> float: ...
 
 
-def build_optimizer(groups: Sequence[ParameterGroup], spec: OptimSpec | LARCSpec) -> torch.optim.Optimizer:
+def build_optimizer(groups: Sequence[ParameterGroup], spec: AnyOptimSpec) -> torch.optim.Optimizer:
     """The recipe's optimizer over the method's groups; `set_` gives it its values every step."""
     sections = [
         {"params": group.parameters, "name": group.name, "decay": group.decay, "lr_scale": group.lr_scale}
@@ -34,6 +35,10 @@ def build_optimizer(groups: Sequence[ParameterGroup], spec: OptimSpec | LARCSpec
     ]
     if isinstance(spec, LARCSpec):
         return LARC(sections, momentum=spec.momentum, trust=spec.trust, eps=spec.eps)
+    if isinstance(spec, LARSSpec):
+        return LARS(sections, momentum=spec.momentum, trust=spec.trust)
+    if isinstance(spec, SGDSpec):
+        return torch.optim.SGD(sections, lr=0.0, momentum=spec.momentum)
     return torch.optim.AdamW(sections, lr=0.0, betas=spec.betas, eps=spec.eps, weight_decay=0.0, fused=True)
 
 

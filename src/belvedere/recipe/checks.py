@@ -9,13 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from belvedere.data.spec import ViewSpec
+from belvedere.data.spec import ViewSpec, mistakes_between
 from belvedere.methods.method import MethodOptions
 from belvedere.methods.pages import page
-from belvedere.nn.spec import BackboneSpec, FeatureSpec, HeadSpec, ResNetSpec
+from belvedere.nn.spec import (
+    BackboneSpec,
+    CvTSpec,
+    FeatureSpec,
+    HeadSpec,
+    ResNetSpec,
+    SwinSpec,
+    ViLSpec,
+    has_batch_norm,
+)
 from belvedere.optim.spec import AnyOptimSpec, Range
 from belvedere.recipe.explain import did_you_mean
-from belvedere.recipe.schema import Published, Recipe, RunSpec, TrainSpec
+from belvedere.recipe.schema import InitSpec, Published, Recipe, RunSpec, TrainSpec
 from belvedere.recipe.text import Path
 
 Finding = tuple[Path, str]
@@ -48,7 +57,7 @@ def _method_views(method: MethodOptions, views: Views, backbone: BackboneSpec) -
         return
     known = {role: view for role, view in views.items() if role in build.roles}
     sizes = {role: (view.count, backbone.num_patches(view.px)) for role, view in known.items()}
-    for key, words in method.mistakes(sizes):
+    for key, words in [*method.mistakes(sizes), *method.unfit_views(known)]:
         yield tuple(key.split(".")), words
 
 
@@ -58,27 +67,52 @@ def _multiples(given_px: int, patch_px: int) -> str:
     return f"{given_px} is no multiple of backbone.patch_px, {patch_px}; the nearest are {nearest}"
 
 
+def _size(backbone: BackboneSpec, px: int) -> str:
+    """Why the backbone cannot take images of this size, and the nearest that it can; or nothing."""
+    if isinstance(backbone, SwinSpec | CvTSpec | ViLSpec):
+        words = backbone.refusal(px)
+        return f"{px} {words}" if words else ""
+    return _multiples(px, backbone.multiple_px) if px % backbone.multiple_px else ""
+
+
 def _view_sizes(backbone: BackboneSpec, views: Views) -> Findings:
     for role, view in views.items():
-        if view.px % backbone.multiple_px:
-            yield ("views", role, "px"), _multiples(view.px, backbone.multiple_px)
+        if words := _size(backbone, view.px):
+            yield ("views", role, "px"), words
 
 
 def _features(backbone: BackboneSpec, features: FeatureSpec) -> Findings:
-    if features.crop_px % backbone.multiple_px:
-        yield ("features", "crop_px"), _multiples(features.crop_px, backbone.multiple_px)
+    if words := _size(backbone, features.crop_px):
+        yield ("features", "crop_px"), words
     if features.blocks > backbone.depth:
         words = f"{features.blocks} blocks of a backbone with depth {backbone.depth}; give at most its depth"
         yield ("features", "blocks"), words
-    if isinstance(backbone, ResNetSpec):
-        if "cls" in features.source:
-            words = f"{features.source} is not allowed; a ResNet has no class token; give pooled or mean"
-            yield ("features", "source"), words
-        elif features.norm != "none":
-            yield (
-                ("features", "norm"),
-                f"{features.norm} has no effect; a ResNet has no final norm; give none",
+    if words := _source(backbone, features.source):
+        yield ("features", "source"), f"{features.source} is not allowed; {words}"
+    elif isinstance(backbone, ResNetSpec) and features.norm != "none":
+        yield ("features", "norm"), f"{features.norm} has no effect; a ResNet has no final norm; give none"
+    elif isinstance(backbone, SwinSpec | CvTSpec | ViLSpec) and features.norm == "all":
+        own = backbone.blocks[-1]
+        if features.blocks > own:
+            words = (
+                f"all does not fit {features.blocks} blocks: the final norm is as wide as the last stage, "
             )
+            yield ("features", "norm"), words + f"which has {own} of them; give last_stage"
+
+
+def _source(backbone: BackboneSpec, source: str) -> str:
+    """Why the backbone has no such feature, and which it has; or nothing."""
+    match backbone:
+        case ResNetSpec() | SwinSpec() | CvTSpec():
+            networks = {"resnet": "ResNet", "swin": "Swin", "cvt": "CvT"}
+            words = f"a {networks[backbone.name]} has no class token; give pooled or mean"
+            return words if "cls" in source else ""
+        case ViLSpec():
+            words = "the last stage of a ViL has no class token; give cls_or_mean, mean or pooled"
+            return words if source in ("cls", "cls+mean") else ""
+        case _:
+            words = "every block of a ViT has a class token; give cls"
+            return words if source == "cls_or_mean" else ""
 
 
 def _photometry(views: Views) -> Findings:
@@ -120,6 +154,9 @@ def _lengths(optim: AnyOptimSpec, train: TrainSpec) -> Findings:
     if optim.clip is not None and optim.clip.from_epoch >= train.epochs:
         words = f"{optim.clip.from_epoch} is never reached with train.epochs {train.epochs}, so nothing is "
         yield ("optim", "clip", "from_epoch"), words + "clipped; write optim.clip: null or give a smaller one"
+    elif optim.clip is not None and optim.clip.later and optim.clip.later.from_epoch >= train.epochs:
+        words = f"{optim.clip.later.from_epoch} is never reached with train.epochs {train.epochs}; write "
+        yield ("optim", "clip", "later", "from_epoch"), words + "optim.clip.later: null or give a smaller one"
 
 
 def _milestones(run: RunSpec, train: TrainSpec) -> Findings:
@@ -131,7 +168,7 @@ def _milestones(run: RunSpec, train: TrainSpec) -> Findings:
 def _batch_norm(method: MethodOptions, backbone: BackboneSpec, train: TrainSpec) -> Findings:
     """BatchNorm needs more than one image, and its groups need a BatchNorm."""
     head = getattr(method, "head", None)
-    in_head, in_backbone = getattr(head, "batch_norm", False), isinstance(backbone, ResNetSpec)
+    in_head, in_backbone = getattr(head, "batch_norm", False), has_batch_norm(backbone)
     if train.global_batch < 2 and (in_backbone or (isinstance(head, HeadSpec) and in_head)):
         key = "the backbone's BatchNorm" if in_backbone else "method.head.batch_norm"
         words = (
@@ -158,6 +195,14 @@ def _method_ranges(method: MethodOptions) -> Findings:
                     yield ("method", name, end), f"{value:g} is not allowed; {words}"
 
 
+def _init(init: InitSpec | None, train: TrainSpec) -> Findings:
+    if init is None:
+        return
+    if init.start_epoch is not None and init.start_epoch >= train.epochs:
+        words = f"{init.start_epoch} is the end of the run, train.epochs {train.epochs}; give a smaller one"
+        yield ("init", "start_epoch"), words
+
+
 def flat(values: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Every key of nested sections that is no section itself, with its value. An empty section is a value."""
     for key, value in values.items():
@@ -175,10 +220,12 @@ _CHECKS: tuple[tuple[Callable[..., Findings], tuple[str, ...]], ...] = (
     (_view_sizes, ("backbone", "views")),
     (_features, ("backbone", "features")),
     (_photometry, ("views",)),
+    (mistakes_between, ("views",)),
     (_learning_rate, ("optim",)),
     (_lengths, ("optim", "train")),
     (_milestones, ("run", "train")),
     (_batch_norm, ("method", "backbone", "train")),
+    (_init, ("init", "train")),
 )
 
 

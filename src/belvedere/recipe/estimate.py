@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from belvedere.core.files import readable_size
 from belvedere.methods.pages import page
-from belvedere.nn.spec import ResNetSpec, ViTSpec
-from belvedere.optim.spec import LARCSpec
+from belvedere.nn.spec import ViTSpec
+from belvedere.optim.spec import OptimSpec
 from belvedere.recipe.plan import Plan
 from belvedere.recipe.schema import Recipe
 
@@ -26,7 +26,7 @@ _LAST_WIDTHS = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. All but `activations` are exact counts. own_state: what this process has to itself (a queue, a
+    """Bytes. All but `activations` are exact counts. own_state: buffers beside the networks (a queue, a
     bank); disk is what all checkpoints of a whole run take."""
 
     parameters: int
@@ -67,22 +67,32 @@ class Estimate:
 
 
 def estimate(
-    recipe: Recipe, plan: Plan, *, trained: int, teacher: int, backbone: int, own_bytes: int = 0
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    trained: int,
+    teacher: int,
+    backbone: int,
+    own_bytes: int = 0,
+    shared_bytes: int = 0,
 ) -> Estimate:
     """The needs of a run. trained, teacher, backbone: how many parameters the optimizer updates, the teacher
-    has and one backbone has; own_bytes: state that each process has to itself."""
+    has and one backbone has; own_bytes: state that each process has to itself; shared_bytes: other buffers,
+    which all processes hold alike and a checkpoint once."""
     size = 8 if plan.precision == "float64" else 4
     milestones = recipe.train.epochs // recipe.run.milestone_epochs if recipe.run.milestone_epochs else 0
-    moments, name = (1, "LARC momentum") if isinstance(recipe.optim, LARCSpec) else (2, "AdamW moments")
+    optim = recipe.optim
+    of_one = (1, f"{optim.name.upper()} momentum")
+    moments, name = (2, "AdamW moments") if isinstance(optim, OptimSpec) else of_one
     return Estimate(
         parameters=trained * size,
         gradients=trained * size,
         moments=moments * trained * size,
         moments_name=name,
         teacher=teacher * size,
-        own_state=own_bytes,
+        own_state=own_bytes + shared_bytes,
         activations=_activations(recipe, plan) + (2 * trained if plan.precision == "bf16" else 0),
-        checkpoint=((1 + moments) * trained + teacher) * size + own_bytes * plan.world_size,
+        checkpoint=((1 + moments) * trained + teacher) * size + own_bytes * plan.world_size + shared_bytes,
         checkpoints=recipe.run.keep_last + 1 + milestones,
         backbone=backbone * size,
     )
@@ -93,7 +103,7 @@ def _activations(recipe: Recipe, plan: Plan) -> int:
     backbone, method = recipe.backbone, page(recipe.method.name).build
     seen = {role: view for role, view in recipe.views.items() if role not in method.teacher_roles}
     size = {"bf16": 2, "float32": 4, "float64": 8}[plan.precision]
-    if isinstance(backbone, ResNetSpec):
+    if not isinstance(backbone, ViTSpec):
         values = sum(view.count * backbone.kept_values(view.px) for view in seen.values())
         return plan.micro_batch * values * size
     tokens = 0

@@ -14,7 +14,7 @@ from belvedere.data.order import steps_per_epoch as whole_batches
 from belvedere.data.spec import Part, told
 from belvedere.methods.method import Clock, Extent
 from belvedere.methods.pages import page
-from belvedere.nn.spec import ResNetSpec
+from belvedere.nn.spec import has_batch_norm
 from belvedere.recipe.checks import check_recipe
 from belvedere.recipe.explain import dotted
 from belvedere.recipe.fit import extent, fits
@@ -186,7 +186,7 @@ def _warnings(plan: Plan) -> list[str]:
             f"{plan.total_steps}: the learning rate never reaches its peak; make the warm-up shorter or "
             "train longer"
         )
-    if plan.micro_batches > 1 and isinstance(recipe.backbone, ResNetSpec):
+    if plan.micro_batches > 1 and has_batch_norm(recipe.backbone):
         found.append(
             f"run.micro_batch: each of the {plan.micro_batches} micro-batches has statistics of its own in "
             "the backbone's BatchNorm, so the numbers are those of as many processes with "

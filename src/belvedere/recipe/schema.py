@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    create_model,
+    field_validator,
+    model_serializer,
+)
 from pydantic_core import PydanticCustomError
 
 from belvedere.core.settings import Settings
@@ -57,6 +65,32 @@ class RunSpec(Settings):
     sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 
+if TYPE_CHECKING:
+    _From = Settings
+else:  # `from` is a word of Python's, which a class cannot have as a name
+    _From = create_model("_From", __base__=Settings, **{"from": (Annotated[str, Field(min_length=1)], ...)})
+
+
+class InitSpec(_From):
+    """What a run begins with instead of fresh parameters. from: the directory of another run, or a folder
+    that `belvedere import` wrote; start_epoch: the epoch that run had reached, where this one goes on: its
+    schedules too, its optimizer begins anew. Of imported weights null begins a run of its own, at epoch 0,
+    and a number goes on with the optimizer's moments too where the file has them. take: of imported weights,
+    all that is in them for the method, or the backbone alone."""
+
+    start_epoch: Count | None = None
+    take: Literal["all", "backbone"] = "all"
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = written(self)
+        return {name: value for name, value in values.items() if name != "take" or value != "all"}
+
+    @property
+    def directory(self) -> Path:
+        return Path(getattr(self, "from"))
+
+
 class Published(Settings):
     """What the paper reports for this run, and which of the recipe's values its authors never stated.
 
@@ -85,6 +119,7 @@ class Recipe(Settings):
     optim: AnyOptimSpec
     train: TrainSpec
     features: FeatureSpec
+    init: InitSpec | None = None
     run: RunSpec = RunSpec()
     published: Published | None = None
 
