@@ -18,9 +18,10 @@ from belvedere.core.errors import WeightsError
 from belvedere.nn.heads import ProjectionHead
 from belvedere.nn.spec import HeadSpec, ViTSpec
 from belvedere.nn.vit import VIT_NAMES, ViT, vit_spec
-from belvedere.zoo.convert.msn import vit_spec_of
+from belvedere.recipe.load import load_recipe
+from belvedere.zoo.convert.vit import vit_spec_of
 from belvedere.zoo.importing import import_checkpoint
-from belvedere.zoo.load import load, load_heads
+from belvedere.zoo.load import load, load_heads, load_training
 
 
 def small(**changes: Any) -> ViTSpec:
@@ -48,7 +49,7 @@ def published(
         projection = ProjectionHead(spec.width, HeadSpec(hidden=10, out=4, batch_norm=batch_norm))
         state |= {f"{prefix}fc.{name}": tensor for name, tensor in projection.state_dict().items()}
     return {
-        "encoder": {name: torch.zeros_like(tensor) for name, tensor in state.items()},
+        "encoder": {name: tensor + 1 for name, tensor in state.items()},
         "target_encoder": state,
         "prototypes": torch.randn(6, 4),
         "opt": {"param_groups": [{"lr": np.float64(0.1)}]},
@@ -87,10 +88,17 @@ def test_every_tensor_arrives(tmp_path: Path, prefix: str, batch_norm: bool, ste
         assert torch.equal(arrived[name], tensor), name
     assert torch.equal(heads["prototypes"], content["prototypes"])
     assert card.source_sha256 == files.sha256(file)
-    assert sorted(card.dropped) == sorted(content.keys() - {"target_encoder", "prototypes"})
+    assert sorted(card.dropped) == sorted(content.keys() - {"target_encoder", "encoder", "prototypes"})
+    training = load_training(tmp_path / "out")
+    assert len(training) == len(content["encoder"])
+    for name, tensor in content["encoder"].items():
+        bare = name.removeprefix(prefix)
+        ours = f"head.{bare[3:]}" if bare.startswith("fc.") else f"backbone.{bare}"
+        assert torch.equal(training[f"student.{ours}"], tensor), name
     assert card.data["epoch"] == 800
     assert card.data["loss"] == 2.5
-    assert card.published == {"imagenet, 1 % of labels": 67.2}
+    accuracy = load_recipe("msn/vits16", ["data.path=x"]).published.accuracy  # type: ignore[union-attr]
+    assert card.published.items() >= {"recipe": "msn/vits16", **accuracy}.items()
     assert card.licence is not None
     assert "CC-BY-NC-4.0" in card.licence
     assert (card.features.norm, card.features.blocks, card.std) == ("none", 1, (0.229, 0.224, 0.225))

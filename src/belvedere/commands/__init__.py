@@ -17,7 +17,9 @@ COMMANDS = {
     "pretrain": Listed("pretrain", "pretrain a backbone on a folder of images, by a recipe"),
     "evaluate": Listed("evaluate", "measure a backbone on labelled images: k-NN, few labels, linear"),
     "embed": Listed("embed", "write the features of images to a file"),
+    "export": Listed("export_weights", "hand a backbone to transformers, timm, torchvision or ONNX, checked"),
     "import": Listed("import_weights", "convert a published checkpoint to belvedere's format"),
+    "zoo": Listed("zoo", "list the published models of the five systems, or fetch one"),
     "data": Listed("data", "check images: unreadable ones, copies, what an evaluation set shares"),
     "recipes": Listed("recipes", "list the recipes, or show one"),
 }

@@ -17,23 +17,29 @@ _DESCRIPTION = """\
 Convert a published checkpoint into a folder that `belvedere evaluate` and `belvedere embed` read: safetensors
 and a card that says what the network is, which tensor is the feature and what licence the file has.
 
-Reads MSN's layout. The file is a pickle: it is opened so that no code in it runs, and refused if it asks to.
-Every tensor must fit by name and shape; what is not kept is listed with the reason."""
+Reads the files of MSN, SwAV, DeepCluster-v2, SeLa-v2, EsViT and Mugs, whole training files too, Hugging
+Face's ViTMSN (a file or its folder), and state dicts of timm and torchvision. Which of them a file is shows
+in its names. A pickle is opened so that no code in it runs, and refused if it asks to. Every tensor must fit
+by name and shape; what is not kept is listed with the reason.
+
+To continue training from it: belvedere pretrain RECIPE init.from=DIR [init.start_epoch=N]"""
 
 _EXAMPLES = """\
   belvedere import vits16_800ep.pth.tar --out weights/msn-vits16
-  belvedere import mine.pth.tar --as deit_small --out weights/mine"""
+  belvedere import checkpoint.pth --as esvit/swin-tiny-w7 --out weights/esvit
+  belvedere import mine.pth.tar --as mugs/vit_small --out weights/mine"""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of `belvedere import`."""
     parser = command_parser("import", _DESCRIPTION, examples=_EXAMPLES)
-    parser.add_argument("file", type=path, metavar="FILE", help="the checkpoint")
+    parser.add_argument("file", type=path, metavar="FILE", help="a checkpoint, or a folder of Hugging Face's")
     parser.add_argument(
         "--as",
         dest="architecture",
         metavar="NAME",
-        help="its architecture (deit_small, ...), where the tensors leave it open",
+        help="what it is, where names and shapes leave it open: a recipe (msn/vits16), a system (sela), an "
+        "architecture (deit_small), or both (mugs/vit_small); a file that is anything else is refused",
     )
     parser.add_argument("--out", required=True, type=path, metavar="DIR", help="the folder to write")
     return parser
@@ -45,9 +51,13 @@ def run(args: argparse.Namespace) -> int:
 
     _refuse_to_replace(args.out, args.file)
     card = import_checkpoint(args.file, args.out, architecture=args.architecture)
+    parts = {"heads": card.heads_sha256, "for continuing": card.training_sha256}
     rows = [
+        ("system", card.system),
         ("network", _told(card.backbone)),
+        ("also kept", ", ".join(name for name, there in parts.items() if there) or "nothing"),
         ("licence", card.licence or "not stated"),
+        *((f"published: {name}", str(value)) for name, value in card.published.items()),
         *((f"left out: {name}", reason) for name, reason in card.dropped.items()),
     ]
     table(f"{args.file} is now in {args.out}", rows)
@@ -58,18 +68,24 @@ def run(args: argparse.Namespace) -> int:
 def _told(spec: BackboneSpec) -> str:
     if spec.name == "vit":
         return f"ViT, width {spec.width}, depth {spec.depth}, patches of {spec.patch_px} px"
-    return f"ResNet, {spec.block} blocks {', '.join(map(str, spec.blocks))}, {spec.widen} times as wide"
+    blocks = ", ".join(map(str, spec.blocks))
+    if spec.name == "resnet":
+        return f"ResNet, {spec.block} blocks {blocks}, {spec.widen} times as wide"
+    network = {"swin": "Swin", "cvt": "CvT", "vil": "ViL"}[spec.name]
+    return f"{network}, blocks {blocks}, windows of {spec.window} cells"
 
 
 def _refuse_to_replace(out: Path, file: Path) -> None:
     """Raise UsageError if `out` holds another backbone than one imported from this very file."""
     from belvedere.core.files import sha256
     from belvedere.zoo.cards import CARD_NAME, read_card
+    from belvedere.zoo.reading import weights_file
 
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a directory")
     if not (out / CARD_NAME).exists():
         return
     card = read_card(out / CARD_NAME)
-    if not file.is_file() or card.source_sha256 != sha256(file):
+    source = weights_file(file)
+    if not source.is_file() or card.source_sha256 != sha256(source):
         raise UsageError(f"--out {out} holds another backbone ({card.source}); give another directory")

@@ -12,12 +12,14 @@ from belvedere.core import dist
 from belvedere.core.errors import CheckpointError, UsageError
 from belvedere.core.files import free_bytes, readable_size
 from belvedere.core.log import say, table
+from belvedere.engine.manifest import checkpoints
 from belvedere.methods.method import Method
 from belvedere.recipe.estimate import estimate
 from belvedere.recipe.schema import Recipe
 from belvedere.train.loop import StepReport, steps
 from belvedere.train.run import open_session
 from belvedere.train.session import Session, choose_device
+from belvedere.train.takeover import take_over
 
 _TRIAL_BATCH = 2
 
@@ -32,6 +34,8 @@ def dry_run(recipe: Recipe) -> StepReport:
     absent = wanted == "cuda" and not torch.cuda.is_available()
     device = torch.device("cpu") if absent else choose_device(wanted)
     real = open_session(recipe, device)
+    if not checkpoints(real.directory):
+        take_over(real)
     table("plan", real.plan.table())
     if real.report.num_unreadable:
         say(f"{real.report.num_unreadable} of {real.report.num_tried} images tried cannot be read")
@@ -70,6 +74,7 @@ def _check_directory(session: Session) -> None:
         teacher=teacher,
         backbone=sum(p.numel() for p in session.method.export().backbone.parameters()),
         own_bytes=sum(buffer.nbytes for buffer in session.own_state().values()),
+        shared_bytes=sum(buffer.nbytes for buffer in session.shared_state().values()),
     )
     table("needs", needs.table())
     first = _first_that_exists(session.directory)
@@ -103,5 +108,5 @@ def _trial(recipe: Recipe, device: torch.device) -> Session:
 
 def _one_step(session: Session) -> StepReport:
     with session.loader(workers=0) as loader:
-        reports = steps(session.method, session.optimizer, loader, session.plan, session.spread)
-        return next(iter(reports))
+        run = (session.method, session.optimizer, loader, session.plan, session.spread)
+        return next(iter(steps(*run, start_step=session.step)))

@@ -107,7 +107,7 @@ def steps(
 
         clip = plan.recipe.optim.clip
         if clip is not None and at.epoch >= clip.from_epoch:
-            clip_(list(spread.inside), norms, clip)
+            clip_(list(spread.inside), norms, clip.at(at.epoch))
         lr, weight_decay = plan.lr(step), plan.weight_decay(step)
         set_(optimizer, lr=lr, weight_decay=weight_decay)
         optimizer.step()

@@ -33,6 +33,7 @@ from belvedere.train.roster import as_begun, keep_roster
 from belvedere.train.session import Session, choose_device, settle_recipe
 from belvedere.train.signals import StopRequest, stop_request
 from belvedere.train.sinks import open_sinks
+from belvedere.train.takeover import take_over
 from belvedere.train.watching import gave_up, open_watch
 
 
@@ -67,6 +68,8 @@ def pretrain(recipe: Recipe) -> Outcome:
         with _locked(session.directory):
             agree(lambda: settle_recipe(recipe, session.directory), only_main=True)
             resumed = session.resume()
+            if not resumed:
+                take_over(session)
             agree(lambda: keep_roster(session.source, session.directory, anew=not resumed), only_main=True)
             stopped = _train(session)
         seconds = time.monotonic() - started

@@ -125,6 +125,16 @@ class Session:
         whole = self.method.state_dict()
         return {name: whole[name] for name in self.method.per_rank_state if name in whole}
 
+    def shared_state(self) -> dict[str, Tensor]:
+        """The buffers beside the networks that all processes hold alike, by their names in the method."""
+        networks = tuple(f"{name}." for name in self.method.networks())
+        own = self.own_state()
+        return {
+            name: buffer
+            for name, buffer in self.method.named_buffers()
+            if name not in own and not name.startswith(networks)
+        }
+
     def tensors(self) -> dict[str, Tensor]:
         """Parameters, buffers and optimizer moments by name; nothing is copied."""
         return self._method_state() | state.flatten_optimizer(self.optimizer, self._names())

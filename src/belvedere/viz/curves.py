@@ -34,6 +34,31 @@ def curves_picture(metrics_path: Path, path: Path, *, num_prototypes: int) -> No
             axes.set_axisbelow(True)
 
 
+def run_picture(metrics_path: Path, path: Path) -> None:
+    """The loss of any method's run and, where it has prototypes, the entropy of the mean prediction.
+
+    Raises DataError for metrics that are missing, damaged or empty.
+    """
+    records = _records(metrics_path)
+    known = "mean_entropy" in (records[0] if records else {})
+    series = read_metrics(metrics_path, ("step", "loss", *(["mean_entropy"] if known else [])))
+    with drawn(path, width=9.0 if known else 4.6, height=3.2) as figure:
+        panels = figure.subplots(1, 2 if known else 1, squeeze=False)[0]
+        for axes, key, title, color in zip(
+            panels,
+            ("loss", "mean_entropy"),
+            ("Loss", "Entropy of the mean prediction (nats)"),
+            (BLUE, GREEN),
+            strict=False,
+        ):
+            _line(axes, series, key, "", color)
+            axes.set_title(title)
+            axes.set_xlabel("step")
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+            axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+            axes.set_axisbelow(True)
+
+
 def _draw_loss(axes: Axes, series: dict[str, Floats]) -> None:
     # the wider line below, so that both are seen where me-max adds next to nothing
     _line(axes, series, "loss", "loss", BLUE, width=4.0)

@@ -3,7 +3,8 @@
 backbone/
   backbone.safetensors   the network's tensors under their published names
   heads.safetensors      what the method trained on top of it, if anything was kept
-  card.yaml              written last; carries the SHA-256 of both
+  training.safetensors   of an imported training file: what else continuing needs
+  card.yaml              written last; carries the SHA-256 of all
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from belvedere.nn.spec import BackboneSpec, FeatureSpec
 
 WEIGHTS_NAME = "backbone.safetensors"
 HEADS_NAME = "heads.safetensors"
+TRAINING_NAME = "training.safetensors"
 CARD_NAME = "card.yaml"
 
 
@@ -35,7 +37,8 @@ class Card(Settings):
     system: the method. mean, std: per channel, in [0, 1]. source: the recipe or imported file it comes from,
     source_sha256 that file's checksum. step: optimization steps it was trained for, if known. published:
     accuracies reported for these weights. dropped: parts of an imported file that are not kept, with the
-    reason. data: what it was trained on. weights_sha256, heads_sha256: filled in by `export`.
+    reason. data: what it was trained on. weights_sha256, heads_sha256,
+    training_sha256: filled in by `export`.
     """
 
     system: str
@@ -52,33 +55,43 @@ class Card(Settings):
     data: dict[str, Any] = Field(default_factory=dict)
     weights_sha256: str | None = None
     heads_sha256: str | None = None
+    training_sha256: str | None = None
 
 
 def export(
     directory: Path,
-    backbone: nn.Module,
+    backbone: nn.Module | Mapping[str, Tensor],
     card: Card,
     *,
     heads: Mapping[str, nn.Module | Tensor] | None = None,
+    training: Mapping[str, Tensor] | None = None,
 ) -> Card:
     """Write backbone, heads and card to `directory`, replacing what is there; returns the card as written.
+
+    training: tensors by their names in the method's state, for a run that continues.
 
     Each file is replaced at once and the card comes last: a reader always finds a matching set or, when the
     writer was killed between two files, a card whose checksum does not hold, which it reports.
     """
     remove_interrupted(directory)
-    tensors = {name: _plain(tensor) for name, tensor in backbone.state_dict().items()}
-    kept = _head_tensors(heads or {})
-    heads_sum = _write_tensors(directory / HEADS_NAME, kept) if kept else None
+    state = backbone.state_dict() if isinstance(backbone, nn.Module) else backbone
+    parts = {
+        HEADS_NAME: _head_tensors(heads or {}),
+        TRAINING_NAME: _head_tensors(training or {}),
+        WEIGHTS_NAME: _head_tensors(state),
+    }
+    sums = {name: _write_tensors(directory / name, kept) if kept else None for name, kept in parts.items()}
     written = card.model_copy(
         update={
-            "weights_sha256": _write_tensors(directory / WEIGHTS_NAME, tensors),
-            "heads_sha256": heads_sum,
+            "weights_sha256": sums[WEIGHTS_NAME],
+            "heads_sha256": sums[HEADS_NAME],
+            "training_sha256": sums[TRAINING_NAME],
         }
     )
     write_yaml(directory / CARD_NAME, written.model_dump(mode="json"))
-    if not kept:
-        (directory / HEADS_NAME).unlink(missing_ok=True)
+    for name, kept in parts.items():
+        if not kept:
+            (directory / name).unlink(missing_ok=True)
     return written
 
 

@@ -1,78 +1,90 @@
-"""Published checkpoints to safetensors and a card. They are pickles, so only plain data is let through."""
+"""Published checkpoints to safetensors and a card: finds the layout by its names and has it converted."""
 
 from __future__ import annotations
 
-import argparse
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import Protocol, cast
 
 from belvedere.core.errors import WeightsError
 from belvedere.core.files import sha256
 from belvedere.zoo.cards import Card, export
-from belvedere.zoo.convert import msn
+from belvedere.zoo.convert import esvit, huggingface, msn, mugs, swav, timm, torchvision
+from belvedere.zoo.convert.asked import asked_for
+from belvedere.zoo.convert.checkpoint import Asked, Checkpoint, Converted
+from belvedere.zoo.reading import read_checkpoint, weights_file
 
-_SCALARS = "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool"
+
+class Converter(Protocol):
+    """What a module of `belvedere.zoo.convert` offers."""
+
+    SYSTEMS: tuple[str, ...]
+
+    def recognises(self, checkpoint: Checkpoint) -> bool:
+        """Whether a file's names are of this layout."""
+
+    def convert(self, checkpoint: Checkpoint, asked: Asked) -> Converted:
+        """The file under our names, all of it."""
+
+
+CONVERTERS = cast("tuple[Converter, ...]", (msn, swav, esvit, mugs, huggingface, torchvision, timm))
+_LISTED = 12
 
 
 def import_checkpoint(file: str | Path, out_dir: str | Path, *, architecture: str | None = None) -> Card:
-    """Convert the MSN checkpoint `file` into a folder that `belvedere.zoo.load` reads; returns its card.
+    """Convert the published checkpoint `file`, or a folder of Hugging Face's, into a folder that
+    `belvedere.zoo.load` reads and a recipe's `init.from` continues; returns its card.
 
-    architecture: a name of MSN's code (`deit_small`, ...), needed where the tensors' shapes leave the number
-    of attention heads open, and checked against the shapes otherwise.
+    architecture: what `--as` takes (`convert.asked`): needed where names and shapes leave system or network
+    open, and held against them otherwise.
 
     Raises `WeightsError` if the file is missing, damaged, of an unknown layout, holds anything but plain
     data, or has one tensor too many, too few or of another shape; nothing is written then.
     """
-    path = Path(file)
-    content = read_pickle(path)
-    if not msn.recognises(content):
-        keys = (
-            ", ".join(map(str, list(content)[:12])) if isinstance(content, dict) else type(content).__name__
-        )
-        raise WeightsError(
-            f"{path} is of no layout known here: an MSN checkpoint has a `target_encoder`, this file has "
-            f"{keys or 'nothing'}"
-        )
-    converted = msn.convert(content, origin=path.name, architecture=architecture)
+    asked = asked_for(architecture)
+    path = weights_file(Path(file))
+    checkpoint = read_checkpoint(path)
+    converted = _converter(checkpoint, asked, path).convert(checkpoint, asked)
     card = converted.card.model_copy(update={"source_sha256": sha256(path)})
-    return export(Path(out_dir), converted.backbone, card, heads=converted.heads)
+    return export(Path(out_dir), converted.backbone, card, heads=converted.heads, training=converted.training)
 
 
-def read_pickle(path: Path) -> Any:
-    """What a checkpoint holds, read without running anything it asks to run.
-
-    Besides tensors and plain containers only `argparse.Namespace` and numpy's numbers pass.
-    """
-    try:
-        with torch.serialization.safe_globals(_allowed()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path} does not exist") from error
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
+def _converter(checkpoint: Checkpoint, asked: Asked, path: Path) -> Converter:
+    """The one that knows this layout. Raises `WeightsError` if none or several do, or another system was
+    asked for."""
+    found = [converter for converter in CONVERTERS if converter.recognises(checkpoint)]
+    if not found:
         raise WeightsError(
-            f"{path} is refused: it is damaged, or asks to run code or build objects that no checkpoint "
-            f"needs ({_wanted(error) or reason})"
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is no readable checkpoint ({type(error).__name__}: {error})") from error
+            f"{path} is of no layout known here. It has {_keys(checkpoint.content)}; known are the files of "
+            f"{', '.join(_systems(CONVERTERS))}"
+        )
+    if asked.system is not None:
+        wanted = [converter for converter in found if asked.system in converter.SYSTEMS]
+        if not wanted:
+            raise WeightsError(
+                f"--as {asked.name} says {asked.system}; {path} is of {' or '.join(_systems(found))}"
+            )
+        found = wanted
+    if len(found) > 1 and all(name in ("timm", "torchvision") for name in _systems(found)):
+        return found[0]  # their ResNets are the same, name by name
+    if len(found) > 1:
+        systems = _systems(found)
+        choices = " or ".join(f"--as {name}" for name in systems)
+        raise WeightsError(
+            f"{path} could be of {' or '.join(systems)}, whose names and shapes are the same; say which with "
+            f"{choices}, and with a slash and the architecture if you like (--as {systems[0]}/vit_small)"
+        )
+    return found[0]
 
 
-def _allowed() -> list[Any]:
-    """Learning rates in published files are numpy numbers; their module was renamed in numpy 2."""
-    scalar = np.float64(0.0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    kinds = {type(np.dtype(name)) for name in _SCALARS.split()}
-    return [argparse.Namespace, np.dtype, *kinds, *((scalar, name) for name in names)]
+def _systems(converters: list[Converter] | tuple[Converter, ...]) -> list[str]:
+    return [name for converter in converters for name in converter.SYSTEMS]
 
 
-def _wanted(error: pickle.UnpicklingError) -> str | None:
-    """The object that a refused file asked for, out of torch's long explanation."""
-    for line in str(error).splitlines():
-        if "GLOBAL" in line:
-            return line.strip()
-    return None
+def _keys(content: object) -> str:
+    """What a file that nobody knows begins with."""
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    names = [str(name) for name in list(content)[:_LISTED]]
+    more = f" and {len(content) - _LISTED} more" if len(content) > _LISTED else ""
+    return f"{', '.join(names) or 'nothing'}{more}"

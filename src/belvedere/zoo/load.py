@@ -13,9 +13,20 @@ from torch import Tensor, nn
 from belvedere.core.errors import WeightsError
 from belvedere.core.match import mismatches
 from belvedere.nn.build import build
+from belvedere.nn.cvt import CvT
 from belvedere.nn.resnet import ResNet
+from belvedere.nn.swin import Swin
+from belvedere.nn.vil import ViL
 from belvedere.nn.vit import ViT
-from belvedere.zoo.cards import CARD_NAME, HEADS_NAME, WEIGHTS_NAME, Card, checksum, read_card
+from belvedere.zoo.cards import (
+    CARD_NAME,
+    HEADS_NAME,
+    TRAINING_NAME,
+    WEIGHTS_NAME,
+    Card,
+    checksum,
+    read_card,
+)
 
 BACKBONE_FOLDER = "backbone"
 _SUFFIX = ".safetensors"
@@ -24,7 +35,7 @@ _SUFFIX = ".safetensors"
 class LoadedBackbone(NamedTuple):
     """A backbone in evaluation mode on the CPU, and its card."""
 
-    backbone: ViT | ResNet
+    backbone: ViT | ResNet | Swin | CvT | ViL
     card: Card
 
 
@@ -49,6 +60,21 @@ def load_heads(path: str | Path) -> dict[str, Tensor]:
     folder = _find(Path(path)).parent
     card = read_card(folder / CARD_NAME)
     return _read(folder / HEADS_NAME, card.heads_sha256) if card.heads_sha256 else {}
+
+
+def load_tensors(path: str | Path) -> tuple[Card, dict[str, Tensor]]:
+    """The card at `path` (see `load`) and the backbone's tensors by name, without building it."""
+    return _read_pair(_find(Path(path)))
+
+
+def load_training(path: str | Path) -> dict[str, Tensor]:
+    """What an imported training file has beside backbone and heads, by its names in the method's state.
+
+    Empty if there is none. Raises `WeightsError` as `load` does.
+    """
+    folder = _find(Path(path)).parent
+    card = read_card(folder / CARD_NAME)
+    return _read(folder / TRAINING_NAME, card.training_sha256) if card.training_sha256 else {}
 
 
 def fill_(module: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:

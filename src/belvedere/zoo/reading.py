@@ -1,0 +1,130 @@
+"""Reads files that others wrote: pickles, of which only plain data is let through, safetensors, and folders
+as Hugging Face writes them. A file is mapped into memory where its format allows it, and never read twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from belvedere.core.errors import WeightsError
+from belvedere.zoo.convert.checkpoint import Checkpoint
+
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin")
+"""What a folder's weights are called, best first."""
+BESIDE = ("config.json", "preprocessor_config.json")
+
+_SCALARS = "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool"
+_ZIP = b"PK\x03\x04"
+_DAMAGED = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+)
+"""What reading a file raises whose bytes are not what they should be; one of them may ask for any memory."""
+_LENGTH_BYTES = 8  # of a safetensors file's header, before its `{`
+
+
+def weights_file(path: Path) -> Path:
+    """The file that holds the weights of `path`, a file or a folder of Hugging Face's. Raises `WeightsError`
+    if there is none."""
+    if not path.is_dir():
+        return path
+    for name in FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise WeightsError(f"{path} is a folder without {', '.join(FOLDER_FILES)}; give a checkpoint file")
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """What the file `path` holds, and the settings that lie beside it.
+
+    Raises `WeightsError` if it is missing, unreadable, damaged, or holds anything but plain data.
+    """
+    content = _read_safetensors(path) if _is_safetensors(path) else read_pickle(path)
+    beside = {}
+    if path.name in FOLDER_FILES or path.suffix == ".safetensors":
+        beside = {name: _read_json(path.parent / name) for name in BESIDE if (path.parent / name).is_file()}
+    return Checkpoint(content, path.name, beside)
+
+
+def read_pickle(path: Path) -> Any:
+    """What a checkpoint holds, read without running anything it asks to run.
+
+    Besides tensors and plain containers only `argparse.Namespace` and numpy's numbers pass.
+    """
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(len(_ZIP)) == _ZIP
+        with torch.serialization.safe_globals(_allowed()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path} does not exist") from error
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(
+            f"{path} is refused: it is damaged, or asks to run code or build objects that no checkpoint "
+            f"needs ({_wanted(error) or reason})"
+        ) from error
+    except _DAMAGED as error:
+        raise WeightsError(f"{path} is no readable checkpoint ({type(error).__name__}: {error})") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file begins as a safetensors file does: with a length and an opening brace."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_LENGTH_BYTES + 1)
+    except OSError:
+        return False  # reading it says what is wrong
+    return path.suffix == ".safetensors" or (len(start) > _LENGTH_BYTES and start[_LENGTH_BYTES:] == b"{")
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return dict(load_file(path, device="cpu"))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path} is no valid safetensors file: {error}") from error
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} is a {type(content).__name__}, must be an object")
+    return content
+
+
+def _allowed() -> list[Any]:
+    """Learning rates in published files are numpy numbers; their module was renamed in numpy 2."""
+    scalar = np.float64(0.0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    kinds = {type(np.dtype(name)) for name in _SCALARS.split()}
+    return [argparse.Namespace, np.dtype, *kinds, *((scalar, name) for name in names)]
+
+
+def _wanted(error: pickle.UnpicklingError) -> str | None:
+    """The object that a refused file asked for, out of torch's long explanation."""
+    for line in str(error).splitlines():
+        if "GLOBAL" in line:
+            return line.strip()
+    return None

@@ -1,0 +1,63 @@
+"""belvedere's own format: `backbone.safetensors`, `card.yaml` and, if there are any, the heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from belvedere.nn.spec import BackboneSpec
+from belvedere.zoo.cards import export
+from belvedere.zoo.load import load
+from belvedere.zoo.write.agreement import EXACT, doubled
+from belvedere.zoo.write.target import Network, Outgoing, Side, Target, built_px, square
+
+
+def _write(folder: Path, outgoing: Outgoing) -> None:
+    export(folder, outgoing.backbone, outgoing.card, heads=outgoing.heads)
+
+
+def _read_back(folder: Path, outgoing: Outgoing) -> list[Side]:
+    ours, theirs = doubled(outgoing.backbone), load(folder).backbone.double()
+    sizes = (square(built_px(outgoing.card)),)
+    return [Side("pooled features", _pooled(ours), _pooled(theirs), sizes, EXACT, True)]
+
+
+def _pooled(backbone: nn.Module) -> Network:
+    def pooled(images: Tensor) -> Tensor:
+        found: Tensor = backbone(images).pooled
+        return found
+
+    return pooled
+
+
+def _loading(outgoing: Outgoing) -> str:
+    return """\
+from belvedere.zoo import load
+
+backbone, card = load("DIR")
+features = backbone(images)  # .pooled [B, D], .regions [B, N, D]; images normalized by card.mean and card.std
+"""
+
+
+def _refusal(spec: BackboneSpec) -> str:
+    return ""
+
+
+def _notes(outgoing: Outgoing) -> list[str]:
+    if outgoing.card.training_sha256 is None:
+        return []
+    return ["what only a continued training reads (training.safetensors) is not part of an export"]
+
+
+TARGET = Target(
+    name="safetensors",
+    library="belvedere",
+    extra=None,
+    packages=(),
+    refusal=_refusal,
+    write=_write,
+    read_back=_read_back,
+    notes=_notes,
+    loading=_loading,
+)

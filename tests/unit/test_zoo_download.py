@@ -1,0 +1,245 @@
+"""`belvedere zoo`: the table of published models, and fetching one from a server on this machine."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from belvedere import cli
+from belvedere.core.errors import WeightsError
+from belvedere.recipe.load import load_recipe
+from belvedere.zoo import download
+from belvedere.zoo.catalogue import LICENCES, entries, entry_of_file
+from belvedere.zoo.download import ATTEMPTS, fetch, recorded_sha256
+
+CONTENT = bytes(range(256)) * 5000
+SUM = hashlib.sha256(CONTENT).hexdigest()
+NAME = "vits16_800ep.pth.tar"
+
+
+class Server(ThreadingHTTPServer):
+    """content: the file; breaks: after how many bytes each of the next answers ends; ranges: what was asked
+    for."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.tag = CONTENT, '"one"'
+        self.breaks: list[int] = []
+        self.ranges: list[str | None] = []
+        self.knows_ranges = True
+        self.status: int | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{NAME}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        own, asked = self.server, self.headers.get("Range")
+        own.ranges.append(asked)
+        if own.status is not None:
+            self.send_error(own.status)
+            return
+        start = 0
+        if asked and own.knows_ranges and self.headers.get("If-Range") == own.tag:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if start >= len(own.content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(own.content)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            last = len(own.content) - 1
+            self.send_header("Content-Range", f"bytes {start}-{last}/{len(own.content)}")
+        self.send_header("Content-Length", str(len(own.content) - start))
+        if own.tag:
+            self.send_header("ETag", own.tag)
+        self.end_headers()
+        end = start + own.breaks.pop(0) if own.breaks else len(own.content)
+        self.wfile.write(own.content[start:end])
+        if end < len(own.content):
+            self.close_connection = True
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield running
+    running.shutdown()
+    thread.join()
+    running.server_close()
+
+
+def test_a_file_comes_with_its_record_and_once(server: Server, tmp_path: Path) -> None:
+    told: list[tuple[int, int | None]] = []
+    target = fetch(server.address, tmp_path, progress=lambda done, total: told.append((done, total)))
+    assert target.read_bytes() == CONTENT
+    assert recorded_sha256(target) == SUM
+    assert told[0] == (0, len(CONTENT))
+    assert told[-1] == (len(CONTENT), len(CONTENT))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [NAME, f"{NAME}.sha256"]
+    assert fetch(server.address, tmp_path) == target
+    assert len(server.ranges) == 1
+
+
+def test_a_transfer_that_breaks_off_is_taken_up_where_it_was(server: Server, tmp_path: Path) -> None:
+    server.breaks = [1000, 70_000, 5]
+    assert fetch(server.address, tmp_path, pause_s=0).read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=1000-", "bytes=71000-", "bytes=71005-"]
+
+
+def test_a_later_call_goes_on(server: Server, tmp_path: Path) -> None:
+    server.breaks = [1000, *[0] * ATTEMPTS]
+    with pytest.raises(WeightsError, match=r"broke off 5 times .*1000 B are kept"):
+        fetch(server.address, tmp_path, pause_s=0)
+    server.ranges.clear()
+    assert fetch(server.address, tmp_path, pause_s=0).read_bytes() == CONTENT
+    assert server.ranges == ["bytes=1000-"]
+
+
+@pytest.mark.parametrize("change", ["another version", "no ranges", "no tag"])
+def test_parts_of_two_versions_are_never_put_together(server: Server, tmp_path: Path, change: str) -> None:
+    server.breaks = [1000, *[0] * ATTEMPTS]
+    server.tag = "" if change == "no tag" else server.tag
+    with pytest.raises(WeightsError, match="broke off"):
+        fetch(server.address, tmp_path, pause_s=0)
+    if change == "another version":
+        server.content, server.tag = CONTENT[::-1], '"two"'
+    server.knows_ranges = change != "no ranges"
+    assert fetch(server.address, tmp_path, pause_s=0).read_bytes() == server.content
+
+
+def test_a_call_stopped_at_its_end_needs_nothing_more(server: Server, tmp_path: Path) -> None:
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
+    (tmp_path / f"{NAME}.tag").write_text(server.tag)
+    assert fetch(server.address, tmp_path, pause_s=0).read_bytes() == CONTENT
+    assert server.ranges == [f"bytes={len(CONTENT)}-"]
+
+
+def test_a_wrong_hash_keeps_nothing(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=f"has SHA-256 {SUM}, expected is {'0' * 64}"):
+        fetch(server.address, tmp_path, expected_sha256="0" * 64)
+    assert not (tmp_path / NAME).exists()
+    assert not (tmp_path / f"{NAME}.part").exists()
+    target = fetch(server.address, tmp_path, expected_sha256=SUM.upper())
+    target.write_bytes(b"altered")
+    with pytest.raises(WeightsError, match="it was altered; remove it"):
+        fetch(server.address, tmp_path)
+
+
+def test_no_room_is_said_before_and_on_the_way(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "free_bytes", lambda path: 1000)
+        with pytest.raises(WeightsError, match=r"needs 1.2 MiB more, 1000 B are free.*BELVEDERE_CACHE"):
+            fetch(server.address, tmp_path)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+
+        def fill(file: Any, chunk: bytes) -> None:
+            file.write(chunk[:10])
+            raise full
+
+        patch.setattr(download, "_append", fill)
+        with pytest.raises(WeightsError, match="no room"):
+            fetch(server.address, tmp_path)
+    assert fetch(server.address, tmp_path).read_bytes() == CONTENT
+    assert server.ranges[-1] == "bytes=10-"
+
+
+def test_a_server_without_the_file_and_none_at_all(server: Server, tmp_path: Path) -> None:
+    server.status = 404
+    with pytest.raises(WeightsError, match="the server answers 404"):
+        fetch(server.address, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(WeightsError, match=r"cannot be reached .*seems to be offline\. Fetch the file"):
+        fetch(f"http://127.0.0.1:{port}/{NAME}", tmp_path)
+    assert not (tmp_path / NAME).exists()
+
+
+def test_two_processes_do_not_write_one_file(server: Server, tmp_path: Path) -> None:
+    refused = pytest.raises(WeightsError, match="being fetched by another process")
+    with download._alone(tmp_path / f"{NAME}.part"), refused:
+        fetch(server.address, tmp_path)
+
+
+# The catalogue
+
+
+def test_the_catalogue_is_what_the_recipes_say() -> None:
+    found = {entry.name: entry for entry in entries()}
+    assert {entry.system for entry in entries()} == set(LICENCES)
+    for name in ("msn/vits16", "esvit/swin-tiny-w7", "swav/rn50-800ep"):
+        published = load_recipe(name, ["data.path=x"]).published
+        assert published is not None
+        assert dict(found[name].accuracy) == published.accuracy
+    assert found["msn/vits16"].address == "https://dl.fbaipublicfiles.com/msn/vits16_800ep.pth.tar"
+    assert found["swav/rn50w5-400ep"].address is None
+    assert "Azure" in found["esvit/swin-tiny-w7"].place
+    assert entry_of_file("swav_800ep_pretrain.pth.tar", ("swav",)) is found["swav/rn50-800ep"]
+    assert entry_of_file("swav_800ep_pretrain.pth.tar", ("msn",)) is None
+    files = [entry.file for entry in entries() if entry.file]
+    assert len(files) == len(set(files))
+
+
+def test_the_table_lists_every_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["zoo"]) == 0
+    shown = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in shown.splitlines() if "/" in line}
+    assert set(lines) >= {entry.name for entry in entries()}
+    assert "CC-BY-NC-4.0" in lines["msn/vits16"]
+    assert "76.9" in lines["msn/vits16"]
+    assert "https://dl.fbaipublicfiles.com/msn/vits16_800ep.pth.tar" in lines["msn/vits16"]
+
+
+def test_get_fetches_into_the_cache(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BELVEDERE_CACHE", str(tmp_path))
+    mirror = server.address.removesuffix(NAME)
+    assert cli.main(["zoo", "get", "msn/vits16", "--mirror", mirror, "--sha256", SUM]) == 0
+    assert (tmp_path / "zoo" / "msn" / NAME).read_bytes() == CONTENT
+    told = capsys.readouterr().err
+    assert SUM in told
+    assert f"belvedere import {tmp_path / 'zoo' / 'msn' / NAME} --as msn/vits16" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["get"], "give the name of a model"),
+        (["get", "msn/vits17"], "nearest: msn/vits16"),
+        (["get", "esvit/swin-tiny-w7"], "it is on Azure"),
+        (["get", "swav/rn50w5-400ep"], "has no address"),
+        (["get", "msn/vits16", "--sha256", "abc"], "64 hexadecimal digits"),
+        (["get", "msn/vits16", "--mirror", "ftp://x"], "must begin with https"),
+        (["--sha256", SUM], "say how to fetch"),
+    ],
+)
+def test_mistakes_are_told(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["zoo", *words]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
