@@ -20,9 +20,8 @@ def opened(kind: str, folder: Path) -> nn.Module:
     import transformers
 
     with _quiet():
-        model, report = getattr(transformers, kind).from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
+        known = getattr(transformers, kind)
+        model, report = known.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     skipped = {"classifier.weight", "classifier.bias"} if "Classification" not in kind else set()
     wrong = {
         what: sorted(names)
