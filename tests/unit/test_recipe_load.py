@@ -220,7 +220,7 @@ def test_all_mistakes_of_a_file_at_once_each_with_its_line(tmp_path: Path) -> No
         f"9 mistakes in {file}:",
         f"  {file}:1: seed: is missing; it must be a whole number of at least 0",
         f"  {file}:{line_of(file, 'sead:')}: sead: unknown key; did you mean seed? (keys here: name, seed, "
-        "method, backbone, views, data, optim, train, features, run, published)",
+        "method, backbone, views, data, optim, train, features, init, run, published)",
         f"  {file}:{line_of(file, 'temperature:')}: method.temperature: the text 'warm' is not allowed; "
         "it must be a number above 0",
         f"  {file}:{line_of(file, 'name: vit') - 1}: backbone: image_px 8 is no multiple of patch_px 3",
