@@ -24,12 +24,16 @@ Any value of the recipe can be set on the command line as key.path=value.
 
 The images, data.path=DIR, may lie in any folder, flat or nested, labelled or not. Everything is written to
 run.dir (default: runs/NAME): metrics.jsonl, checkpoints, and the current backbone. Ctrl-C or SIGTERM saves
-after the step under way; the same command continues. Exit status 75 then says: run it again."""
+after the step under way; the same command continues. Exit status 75 then says: run it again.
+
+init.from=DIR begins with the weights of another run or of an import (`belvedere import`), of whose heads and
+optimizer it takes what fits and lists the rest; init.start_epoch=N continues its schedules from there."""
 
 _EXAMPLES = """\
   belvedere pretrain tiny/msn
   belvedere pretrain msn/vits16 data.path=photos run.dir=runs/photos --dry-run
   belvedere pretrain msn/vits16 data.path=photos train.global_batch=256 run.micro_batch=32
+  belvedere pretrain swav/rn50-200ep-b256 data.path=photos init.from=weights/swav
   torchrun --nproc-per-node=8 -m belvedere pretrain msn/vits16 data.path=photos"""
 
 

@@ -125,8 +125,8 @@ def _table() -> Table:
         table.add_column(name)
     for entry in entries():
         accuracy = dict(entry.accuracy)
-        scores = [f"{accuracy.pop(name):g}" if name in accuracy else "" for name in ("k-NN", "linear")]
-        few = ", ".join(f"{name} {score:g}" for name, score in accuracy.items())
+        scores = [f"{accuracy.pop(name):.1f}" if name in accuracy else "" for name in ("k-NN", "linear")]
+        few = ", ".join(f"{name} {score:.1f}" for name, score in accuracy.items())
         licence = entry.licence.partition(" ")[0]
         where = entry.address or entry.place
         cells = (entry.name, _network(entry.backbone), str(entry.epochs), *scores, few, licence, where)
