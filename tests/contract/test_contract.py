@@ -200,7 +200,7 @@ def test_learns_and_does_not_collapse(method: str, tmp_path: Path) -> None:
         return float((predicted == test.labels).mean())
 
     untrained = score()
-    reports = drain(run, until=400)
+    reports = drain(run, until=800 if method == "swav" else 400)  # its learning rate has fallen only then
     assert 1 - score() < 2 / 3 * (1 - untrained), "a third of the errors are gone"
     entropies = [float(report.losses.watch["mean_entropy"]) for report in reports[-20:]]
     prototypes = run.recipe.method.prototypes  # type: ignore[attr-defined]

@@ -27,7 +27,8 @@ _ONLOOKING_FUNCTIONS = {"table", "to_dict", "_warnings", "_fits", "mistakes", "_
     "doubts",
 }
 
-_ACTING_PARTS_OF_SPECS = {"planes", "inner_width", "channels"}  # a ResNet is built from these
+# a ResNet and a Swin are built from these
+_ACTING_PARTS_OF_SPECS = {"planes", "inner_width", "channels", "width", "built_side", "window_of", "shift_of"}
 
 
 def _counts(module: str, qualified_name: str) -> bool:
@@ -35,7 +36,7 @@ def _counts(module: str, qualified_name: str) -> bool:
     names = set(qualified_name.split("."))
     if names & _ONLOOKING_FUNCTIONS or module == __name__:
         return False
-    if module.endswith(".spec"):
+    if ".spec." in f"{module}.":
         return bool(names & _ACTING_PARTS_OF_SPECS)
     return module in _ACTING or not module.startswith(_ONLOOKERS)
 
