@@ -48,17 +48,7 @@ from belvedere.data.fetch import Fetch, Fetched, Order, Wanted
 from belvedere.data.order import epoch_order
 from belvedere.data.sources import open_source
 from belvedere.data.sources.source import ArraySource, Source
-from belvedere.data.spec import (
-    Blur,
-    DataSpec,
-    Erasing,
-    Interpolation,
-    Jitter,
-    Photometry,
-    RandAugment,
-    Strong,
-    ViewSpec,
-)
+from belvedere.data.spec import DataSpec, Strong, ViewSpec
 from belvedere.data.views import native
 from belvedere.data.views.draw import draw_views
 from belvedere.data.views.photometry import normalize, photometry
@@ -95,72 +85,19 @@ class Case:
         return len(self.source) // self.batch
 
 
-def view(
-    count: int,
-    px: int,
-    scale: tuple[float, float],
-    jitter: tuple[float, float, float, float],
-    *,
-    interpolation: Interpolation = "bilinear",
-    blur: float = 0.5,
-    solarize: float = 0.0,
-    strong: Strong | None = None,
-) -> ViewSpec:
-    brightness, contrast, saturation, hue = jitter
-    looks = Photometry(
-        flip=0.5,
-        jitter=Jitter(p=0.8, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue),
-        gray=0.2,
-        blur=Blur(p=blur, radius=(0.1, 2.0)),
-        solarize=solarize,
-    )
-    return ViewSpec(
-        count=count,
-        px=px,
-        scale=scale,
-        aspect=(3 / 4, 4 / 3),
-        interpolation=interpolation,
-        photometry=looks,
-        strong=strong,
-    )
-
-
-def mugs() -> Views:
-    """Mugs' 4 global and 10 local views, half of the student's strong."""
-    soft, scale = (0.4, 0.4, 0.2, 0.1), (0.25, 1.0)
-    changes = RandAugment(operations=2, p=0.5, magnitude=9.0, magnitude_std=0.5, fill=(124, 116, 104))
-    erasing = Erasing(p=0.25, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3))
-
-    def one(px: int, coin: Any, *, count: int = 1, **looks: Any) -> ViewSpec:
-        strong = None if coin is None else Strong(p=0.5, coin=coin, randaugment=changes, erasing=erasing)
-        part = scale if px == 224 else (0.05, 0.25)
-        return view(count, px, part, soft, interpolation="bicubic", strong=strong, **looks)
-
-    return {
-        "teacher_1": one(224, None, blur=1.0),
-        "teacher_2": one(224, None, blur=0.1, solarize=0.2),
-        "global_1": one(224, "image", blur=1.0),
-        "global_2": one(224, "image", blur=0.1, solarize=0.2),
-        "local": one(96, "view", count=10),
-    }
+PUBLISHED = {
+    "MSN 2x224+10x96": "msn/vits16",
+    "SwAV 2x224+6x96": "swav/rn50-800ep",
+    "EsViT 2x224+8x96": "esvit/swin-tiny-w7",
+    "Mugs 4x224+10x96": "mugs/vits16-800ep",
+}
+"""The recipes whose views are measured; half of those of Mugs' student are strong."""
 
 
 def published() -> dict[str, tuple[Views, DataSpec]]:
-    """MSN's views from its recipe; SwAV's, EsViT's and Mugs' as their papers have them."""
-    msn = load_recipe("msn/vits16", ["data.path=digits"])
-    strong, soft = (0.8, 0.8, 0.8, 0.2), (0.4, 0.4, 0.2, 0.1)
-    swav = {"global": view(2, 224, (0.14, 1.0), strong), "local": view(6, 96, (0.05, 0.14), strong)}
-    esvit = {
-        "global_1": view(1, 224, (0.4, 1.0), soft, interpolation="bicubic", blur=1.0),
-        "global_2": view(1, 224, (0.4, 1.0), soft, interpolation="bicubic", blur=0.1, solarize=0.2),
-        "local": view(8, 96, (0.05, 0.4), soft, interpolation="bicubic"),
-    }
-    return {
-        "MSN 2x224+10x96": (dict(msn.views), msn.data),
-        "SwAV 2x224+6x96": (swav, msn.data.model_copy(update={"std": (0.228, 0.224, 0.225)})),
-        "EsViT 2x224+8x96": (esvit, msn.data),
-        "Mugs 4x224+10x96": (mugs(), msn.data),
-    }
+    """The views of the published runs, by name."""
+    recipes = {name: load_recipe(recipe, ["data.path=digits"]) for name, recipe in PUBLISHED.items()}
+    return {name: (dict(recipe.views), recipe.data) for name, recipe in recipes.items()}
 
 
 def save_photographs(folder: Path, count: int) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +24,12 @@ from drive import (
     session,
     snapshot,
 )
+from two_processes import state_of
 
 from belvedere.core.errors import CheckpointError
 from belvedere.methods.pages import page
 from belvedere.recipe.load import dump, load_recipe, read_recipe
+from processes import answers_of
 
 EXACT = 2e-9
 """Rounding of a few float64 steps: parameters without exact gradient (biases before a BatchNorm) move by
@@ -131,30 +132,15 @@ def test_what_each_process_has_to_itself_is_resumed(method: str, images: Path, t
 
 
 def _two_processes(
-    method: str,
-    images: Path,
-    directory: Path,
-    overrides: Sequence[str] = (),
-    *,
-    vit: bool = False,
-    stop: int = 0,
+    method: str, images: Path, directory: Path, overrides: Sequence[str] = (), **options: Any
 ) -> dict[str, torch.Tensor]:
-    """The state after 5 steps on two processes. stop: the step at which to save and take up again."""
-    out = directory.with_suffix(".pt")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    script = str(Path(__file__).with_name("two_processes.py"))
-    arguments = [method, str(images), str(directory), str(out), str(stop), "5", str(vit), *overrides]
-    done = subprocess.run(
-        [*command, script, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    """The state after 5 steps on two processes. options: those of `two_processes.state_of`."""
+    directory.mkdir()
+    asked = partial(
+        state_of, method=method, images=images, directory=directory, overrides=overrides, **options
     )
-    assert done.returncode == 0, done.stderr
-    together: dict[str, torch.Tensor] = torch.load(out, weights_only=True)
-    return together
+    together, _ = answers_of(asked, directory)
+    return {name: torch.from_numpy(array) for name, array in together.items()}
 
 
 # 5. Accumulation

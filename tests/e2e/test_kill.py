@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from killed_run import killed_run, run
 
 from belvedere.engine.state import load
+from processes import exit_code_of
 
-CHILD = Path(__file__).with_name("killed_run.py")
 STEPS, SAVE_EVERY = 8, 3
-
-
-def start(directory: Path, point: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(CHILD), str(directory), point, str(SAVE_EVERY)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def final_state(directory: Path) -> dict[str, torch.Tensor]:
@@ -38,8 +25,7 @@ def final_state(directory: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     directory = tmp_path_factory.mktemp("whole")
-    done = start(directory, "never")
-    assert done.returncode == 0, done.stderr
+    run(directory, save_every=SAVE_EVERY)
     return final_state(directory)
 
 
@@ -55,13 +41,17 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.T
     ],
 )
 def test_next_start_ends_where_the_uninterrupted_run_does(
-    tmp_path: Path, uninterrupted: dict[str, torch.Tensor], point: str, continues_from: int
+    tmp_path: Path,
+    uninterrupted: dict[str, torch.Tensor],
+    capsys: pytest.CaptureFixture[str],
+    point: str,
+    continues_from: int,
 ) -> None:
-    killed = start(tmp_path, point)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    again = start(tmp_path, "never")
-    assert again.returncode == 0, again.stderr
-    assert f"checkpoint {continues_from:09d}" in again.stderr, "it must name the checkpoint it used"
+    assert exit_code_of(killed_run, tmp_path, point, SAVE_EVERY) == -signal.SIGKILL
+    capsys.readouterr()
+    run(tmp_path, save_every=SAVE_EVERY)
+    told = capsys.readouterr().err
+    assert f"checkpoint {continues_from:09d}" in told, "it must name the checkpoint it used"
     final = final_state(tmp_path)
     assert final.keys() == uninterrupted.keys()
     assert [name for name in final if not torch.equal(final[name], uninterrupted[name])] == []

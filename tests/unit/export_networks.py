@@ -5,67 +5,46 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from published_files import small_cvt, small_resnet, small_swin, small_vit
 from torch import nn
 
 from belvedere.eval.classifier import FeatureNetwork
 from belvedere.nn.build import build
-from belvedere.nn.spec import BackboneSpec, CvTSpec, FeatureSpec, ResNetSpec, SwinSpec, ViTSpec
+from belvedere.nn.spec import BackboneSpec, CvTSpec, FeatureSpec, ResNetSpec, SwinSpec, ViLSpec, ViTSpec
 from belvedere.zoo.cards import Card
 from belvedere.zoo.write import Classifier, Outgoing
 
 
 def vit(**changes: Any) -> ViTSpec:
-    values: dict[str, Any] = {
-        "name": "vit",
-        "width": 24,
-        "depth": 2,
-        "heads": 3,
-        "patch_px": 8,
-        "mlp_ratio": 2.0,
-        "stem": "patch",
-        "image_px": 32,
-        "drop_path": 0.0,
-    }
-    return ViTSpec(**(values | changes))
+    return small_vit(**({"width": 24, "heads": 3, "patch_px": 8, "mlp_ratio": 2.0, "image_px": 32} | changes))
 
 
 def resnet(**changes: Any) -> ResNetSpec:
-    values: dict[str, Any] = {
-        "name": "resnet",
-        "block": "basic",
-        "blocks": (1, 1, 1, 1),
-        "widen": 1,
-        "width_per_group": 64,
-        "stem": "imagenet",
-    }
-    return ResNetSpec(**(values | changes))
+    return small_resnet(**({"width_per_group": 64} | changes))
 
 
 def swin() -> SwinSpec:
-    return SwinSpec(
-        name="swin",
-        embed_width=12,
-        blocks=(2, 2),
-        heads=(1, 2),
-        patch_px=4,
-        window=4,
-        mlp_ratio=2.0,
-        image_px=32,
-        drop_path=0.0,
-    )
+    return small_swin(blocks=(2, 2), heads=(1, 2), window=4, image_px=32)
 
 
 def cvt() -> CvTSpec:
-    return CvTSpec(
-        name="cvt",
+    return small_cvt(widths=(16, 32), blocks=(1, 1), window=4)
+
+
+def vil() -> ViLSpec:
+    """A stage of windows with a class token, and one of full attention without."""
+    return ViLSpec(
+        name="vil",
         widths=(16, 32),
         heads=(1, 2),
         blocks=(1, 1),
-        kernels=(7, 3),
-        strides=(4, 2),
-        paddings=(2, 1),
-        window=4,
+        patches=(4, 2),
+        sparse=(True, False),
+        class_token=(True, False),
+        window=3,
+        mode=0,
         mlp_ratio=2.0,
+        image_px=32,
         drop_path=0.0,
     )
 

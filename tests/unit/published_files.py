@@ -55,20 +55,21 @@ def small_swin(**changes: Any) -> SwinSpec:
     return SwinSpec(**(values | changes))
 
 
-def small_cvt() -> CvTSpec:
+def small_cvt(**changes: Any) -> CvTSpec:
     """Two stages of 64 and 128 channels."""
-    return CvTSpec(
-        name="cvt",
-        widths=(64, 128),
-        heads=(1, 2),
-        blocks=(1, 2),
-        kernels=(7, 3),
-        strides=(4, 2),
-        paddings=(2, 1),
-        window=7,
-        mlp_ratio=2.0,
-        drop_path=0.0,
-    )
+    values: dict[str, Any] = {
+        "name": "cvt",
+        "widths": (64, 128),
+        "heads": (1, 2),
+        "blocks": (1, 2),
+        "kernels": (7, 3),
+        "strides": (4, 2),
+        "paddings": (2, 1),
+        "window": 7,
+        "mlp_ratio": 2.0,
+        "drop_path": 0.0,
+    }
+    return CvTSpec(**(values | changes))
 
 
 def small_vil() -> ViLSpec:

@@ -1,4 +1,4 @@
-"""The published view recipes twice: as view specifications, and as the torchvision pipelines of the papers.
+"""The published views twice: those of the shipped recipes, and the torchvision pipelines of the papers.
 
 The pipelines are written out from the papers and their code's descriptions, each number once more, so that a
 mistake on either side shows. `played` runs a pipeline with given parameters, `recorded` notes what a pipeline
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from belvedere.data.spec import Blur, DataSpec, Interpolation, Jitter, Photometry, ViewSpec
+from belvedere.data.spec import DataSpec, Interpolation, ViewSpec
 from belvedere.data.views.draw import NUM_COLUMNS, Column, Floats
 from belvedere.recipe.load import load_recipe
 
@@ -26,9 +26,6 @@ T = pytest.importorskip("torchvision.transforms")
 F = T.functional
 
 RADIUS = (0.1, 2.0)
-ASPECT = (3 / 4, 4 / 3)
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SWAV_NORM = ((0.485, 0.456, 0.406), (0.228, 0.224, 0.225))  # 0.228: SwAV's own
 _MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Pipelines = dict[str, Any]
@@ -99,11 +96,11 @@ def _swav(px: int, low: float, small_low: float | None = None) -> Pipelines:
     return pipelines
 
 
-def _dino(low: float, small: tuple[float, float]) -> Pipelines:
+def _dino(roles: tuple[str, str], low: float, small: tuple[float, float]) -> Pipelines:
     large = crop(224, (low, 1.0), "bicubic")
     return {
-        "global_1": T.Compose([large, *looks(DINO_JITTER, blur=1.0)]),
-        "global_2": T.Compose([large, *looks(DINO_JITTER, blur=0.1, solarize=0.2)]),
+        roles[0]: T.Compose([large, *looks(DINO_JITTER, blur=1.0)]),
+        roles[1]: T.Compose([large, *looks(DINO_JITTER, blur=0.1, solarize=0.2)]),
         "local": T.Compose([crop(96, small, "bicubic"), *looks(DINO_JITTER)]),
     }
 
@@ -119,69 +116,30 @@ def _digits() -> Pipelines:
     return {"target": large, "anchor": large, "focal": T.Compose([crop(6, (0.4, 0.9))])}
 
 
-# --- the same as view specifications
-
-
-def view(
-    count: int,
-    px: int,
-    scale: tuple[float, float],
-    *,
-    jitter: tuple[float, float, float, float],
-    interpolation: Interpolation = "bilinear",
-    blur: float = 0.5,
-    solarize: float = 0.0,
-) -> ViewSpec:
-    brightness, contrast, saturation, hue = jitter
-    return ViewSpec(
-        count=count,
-        px=px,
-        scale=scale,
-        aspect=ASPECT,
-        interpolation=interpolation,
-        photometry=Photometry(
-            flip=0.5,
-            jitter=Jitter(p=0.8, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue),
-            gray=0.2,
-            blur=Blur(p=blur, radius=RADIUS),
-            solarize=solarize,
-        ),
-    )
-
-
-def _swav_views(px: int, low: float, small: int = 0, small_low: float = 0.05) -> dict[str, ViewSpec]:
-    views = {"global": view(2, px, (low, 1.0), jitter=SWAV_JITTER)}
-    if small:
-        views["local"] = view(small, 96, (small_low, 0.14), jitter=SWAV_JITTER)
-    return views
-
-
-def _dino_views(low: float, small: int, small_scale: tuple[float, float]) -> dict[str, ViewSpec]:
-    large = {"jitter": DINO_JITTER, "interpolation": "bicubic"}
-    return {
-        "global_1": view(1, 224, (low, 1.0), blur=1.0, **large),
-        "global_2": view(1, 224, (low, 1.0), blur=0.1, solarize=0.2, **large),
-        "local": view(small, 96, small_scale, **large),
-    }
+# --- the same in the shipped recipes
 
 
 def _shipped(name: str, pipelines: Pipelines) -> Published:
-    """The views of a recipe that belvedere ships."""
     recipe = load_recipe(name, ["data.path=digits"])
     return Published(dict(recipe.views), pipelines, recipe.data.mean, recipe.data.std)
+
+
+def _weak(shipped: Published) -> Published:
+    """Only the views that have a pipeline, each as it is where it is not strong."""
+    views = {role: shipped.views[role].model_copy(update={"strong": None}) for role in shipped.pipelines}
+    return replace(shipped, views=views)
 
 
 PUBLISHED = {
     "msn": _shipped("msn/vits16", _msn()),
     # DeepCluster-v2's longest run has the same views
-    "swav 2x224+6x96": Published(_swav_views(224, 0.14, 6), _swav(224, 0.14, 0.05), *SWAV_NORM),
-    # DeepCluster-v2; SeLa-v2's scales are not published, its README row names these sizes
-    "deepcluster 2x160+4x96": Published(_swav_views(160, 0.08, 4), _swav(160, 0.08, 0.05), *SWAV_NORM),
-    "swav 2x224": Published(_swav_views(224, 0.08), _swav(224, 0.08), *SWAV_NORM),
-    "swav w2 2x224+4x96": Published(_swav_views(224, 0.14, 4), _swav(224, 0.14, 0.05), *SWAV_NORM),
-    "swav w4 2x224+4x96": Published(_swav_views(224, 0.08, 4, 0.08), _swav(224, 0.08, 0.08), *SWAV_NORM),
-    "esvit": Published(_dino_views(0.4, 8, (0.05, 0.4)), _dino(0.4, (0.05, 0.4)), *IMAGENET),
-    "mugs weak": Published(_dino_views(0.25, 10, (0.05, 0.25)), _dino(0.25, (0.05, 0.25)), *IMAGENET),
+    "swav 2x224+6x96": _shipped("swav/rn50-800ep", _swav(224, 0.14, 0.05)),
+    "deepcluster 2x160+4x96": _shipped("deepcluster/rn50-400ep", _swav(160, 0.08, 0.05)),
+    "swav 2x224": _shipped("swav/rn50-400ep-2x224", _swav(224, 0.08)),
+    "swav w2 2x224+4x96": _shipped("swav/rn50w2-400ep", _swav(224, 0.14, 0.05)),
+    "swav w4 2x224+4x96": _shipped("swav/rn50w4-400ep", _swav(224, 0.08, 0.08)),
+    "esvit": _shipped("esvit/swin-tiny-w7", _dino(("global", "global_2"), 0.4, (0.05, 0.4))),
+    "mugs weak": _weak(_shipped("mugs/vits16-800ep", _dino(("target", "target_2"), 0.25, (0.05, 0.25)))),
 }
 """Of photographs. Mugs' strong views are not among them."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -22,9 +21,7 @@ from belvedere.nn.vit import ViT
 from belvedere.zoo import cards
 from belvedere.zoo.cards import Card, export
 from belvedere.zoo.load import fill_, load, load_heads
-
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["belvedere.zoo.cards", "belvedere.zoo.load"])
+from processes import exit_code_of
 
 SPEC = ViTSpec(
     name="vit", width=12, depth=2, heads=3, patch_px=4, mlp_ratio=4, stem="patch", image_px=8, drop_path=0.1
@@ -119,10 +116,7 @@ def _die_before(directory: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["heads.safetensors", "backbone.safetensors", "card.yaml"])
 def test_an_export_killed_between_its_files_is_noticed_and_mended(tmp_path: Path, name: str) -> None:
     export(tmp_path, vit(0), card(), heads={"prototypes": torch.zeros(2, 2)})
-    child = forkserver.Process(target=_die_before, args=(tmp_path, name))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    assert exit_code_of(_die_before, tmp_path, name) == -signal.SIGKILL
     if name == "card.yaml":
         with pytest.raises(WeightsError, match="do not belong together"):
             load(tmp_path)

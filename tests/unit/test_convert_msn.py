@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from published_files import Command, small_vit
 from torch import Tensor
 
 from belvedere.core import files
@@ -22,21 +22,6 @@ from belvedere.recipe.load import load_recipe
 from belvedere.zoo.convert.vit import vit_spec_of
 from belvedere.zoo.importing import import_checkpoint
 from belvedere.zoo.load import load, load_heads, load_training
-
-
-def small(**changes: Any) -> ViTSpec:
-    values: dict[str, Any] = {
-        "name": "vit",
-        "width": 128,
-        "depth": 2,
-        "heads": 2,
-        "patch_px": 6,
-        "mlp_ratio": 1.5,
-        "stem": "patch",
-        "image_px": 18,
-        "drop_path": 0.0,
-    }
-    return ViTSpec(**(values | changes))
 
 
 def published(
@@ -71,7 +56,7 @@ def saved(tmp_path: Path, content: Any, name: str = "vits16_800ep.pth.tar") -> P
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("stem", ["patch", "conv"])
 def test_every_tensor_arrives(tmp_path: Path, prefix: str, batch_norm: bool, stem: str) -> None:
-    spec = small() if stem == "patch" else small(stem="conv", patch_px=16, image_px=48)
+    spec = small_vit() if stem == "patch" else small_vit(stem="conv", patch_px=16, image_px=48)
     content = published(spec, prefix=prefix, batch_norm=batch_norm)
     file = saved(tmp_path, content)
     card = import_checkpoint(file, tmp_path / "out")
@@ -105,7 +90,7 @@ def test_every_tensor_arrives(tmp_path: Path, prefix: str, batch_norm: bool, ste
 
 
 def test_a_file_with_nothing_but_the_target_encoder(tmp_path: Path) -> None:
-    content = {"target_encoder": published(small(), head=False)["target_encoder"]}
+    content = {"target_encoder": published(small_vit(), head=False)["target_encoder"]}
     card = import_checkpoint(saved(tmp_path, content, "mine.pth"), tmp_path / "out")
     assert (card.dropped, card.published, card.heads_sha256) == ({}, {}, None)
     assert load_heads(tmp_path / "out") == {}
@@ -135,7 +120,7 @@ def _shapes_of(spec: ViTSpec) -> dict[str, tuple[int, ...]]:
 
 
 def test_a_width_that_leaves_the_heads_open_asks_for_the_architecture(tmp_path: Path) -> None:
-    file = saved(tmp_path, published(small(width=96, heads=2)))
+    file = saved(tmp_path, published(small_vit(width=96, heads=2)))
     with pytest.raises(WeightsError, match="96 wide do not tell the number of attention heads"):
         import_checkpoint(file, tmp_path / "out")
     with pytest.raises(WeightsError, match="nearest: deit_small"):
@@ -150,7 +135,7 @@ def _rename(state: dict[str, Tensor], old: str, new: str) -> None:
 
 
 def test_all_that_does_not_fit_is_listed_and_nothing_written(tmp_path: Path) -> None:
-    content = published(small())
+    content = published(small_vit())
     state = content["target_encoder"]
     _rename(state, "module.blocks.1.attn.qkv.bias", "module.blocks.1.attn.qkv_bias")
     _rename(state, "module.fc.fc2.bias", "module.fc.fc2.biases")
@@ -181,30 +166,20 @@ def test_all_that_does_not_fit_is_listed_and_nothing_written(tmp_path: Path) -> 
     ],
 )
 def test_odd_entries_are_refused_by_name(tmp_path: Path, change: Any, told: str) -> None:
-    content = published(small())
+    content = published(small_vit())
     change(content)
     with pytest.raises(WeightsError, match=told):
         import_checkpoint(saved(tmp_path, content), tmp_path / "out")
 
 
-class _Command:
-    """What a hostile file holds: a call to make while it is read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.path),)
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path: Path, zipped: bool) -> None:
-    content = published(small()) | {"opt": _Command(tmp_path / "ran")}
+    content = published(small_vit()) | {"opt": Command(tmp_path / "ran")}
     torch.save(content, tmp_path / "evil.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(WeightsError, match=r"is refused: .*mkdir"):
         import_checkpoint(tmp_path / "evil.pth", tmp_path / "out")
     assert not (tmp_path / "ran").exists()
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(_Command(tmp_path / "ran")))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Command(tmp_path / "ran")))
     with pytest.raises(WeightsError):
         import_checkpoint(tmp_path / "plain.pth", tmp_path / "out")
     assert not (tmp_path / "ran").exists()
@@ -212,7 +187,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path: Path, zipp
 
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
 def test_arguments_and_numpy_numbers_are_plain_data(tmp_path: Path, module: str) -> None:
-    content = published(small())
+    content = published(small_vit())
     content["opt"] = {"args": argparse.Namespace(lr=np.float64(0.5)), "steps": np.int64(3)}
     torch.save(content, tmp_path / "file.pth", _use_new_zipfile_serialization=False)
     raw = (tmp_path / "file.pth").read_bytes()
@@ -235,7 +210,7 @@ def test_missing_empty_and_truncated_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.pth").touch()
     with pytest.raises(WeightsError):
         import_checkpoint(tmp_path / "empty.pth", tmp_path / "out")
-    file = saved(tmp_path, published(small()))
+    file = saved(tmp_path, published(small_vit()))
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(WeightsError):
         import_checkpoint(file, tmp_path / "out")
@@ -244,7 +219,7 @@ def test_missing_empty_and_truncated_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_half_precision_becomes_float32(tmp_path: Path) -> None:
-    content = published(small(), head=False)
+    content = published(small_vit(), head=False)
     del content["prototypes"]
     state = content["target_encoder"]
     content["target_encoder"] = {name: tensor.half() for name, tensor in state.items()}

@@ -51,6 +51,7 @@ def test_a_vit_arrives(tmp_path: Path, wrapper: str | None) -> None:
     assert card.features.crop_px == 18
     assert card.data.get("epoch") == (3 if wrapper else None)
     assert "normalization" in card.data
+    assert "norms" not in card.data
 
 
 def test_a_swin_arrives(tmp_path: Path) -> None:
@@ -59,6 +60,7 @@ def test_a_swin_arrives(tmp_path: Path) -> None:
     assert card.backbone == small_swin()
     assert "layers.*.blocks.*.attn.relative_position_index" in card.dropped
     assert {"head.fc.weight", "head.fc.bias"} <= card.dropped.keys()
+    assert "epsilon of 1e-5, computed with 1e-6" in card.data["norms"]
 
 
 def test_a_resnet_asked_for_as_timms(tmp_path: Path) -> None:

@@ -111,10 +111,12 @@ def test_odd_entries_are_refused_by_name(tmp_path: Path, make: Any, change: Any,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("make", [torchvision.models.wide_resnet50_2, torchvision.models.resnext50_32x4d])
-def test_networks_that_belvedere_has_not_are_named(tmp_path: Path, make: Any) -> None:
+@pytest.mark.parametrize("options", [{"width_per_group": 128}, {"groups": 32, "width_per_group": 4}])
+def test_networks_that_belvedere_has_not_are_named(tmp_path: Path, options: dict[str, int]) -> None:
+    """wide_resnet50_2 and resnext50_32x4d, a block in each stage."""
+    network = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], **options)
     with pytest.raises(WeightsError, match="is a wide_resnet or a ResNeXt"):
-        import_checkpoint(saved(tmp_path, make().state_dict()), tmp_path / "out")
+        import_checkpoint(saved(tmp_path, network.state_dict()), tmp_path / "out")
 
 
 def test_a_file_that_would_run_code_is_refused_and_does_not(tmp_path: Path) -> None:

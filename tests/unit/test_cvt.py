@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_checks import drawn, filled_, kept_values_per_image, normal, told_features
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
@@ -32,24 +33,6 @@ def _tiny(**changes: object) -> CvTSpec:
         "drop_path": 0.0,
     }
     return CvTSpec.model_validate(values | changes)
-
-
-def _drawn(spec: CvTSpec, seed: int = 0) -> CvT:
-    network = build(spec)
-    network.initialize_(torch.Generator().manual_seed(seed))
-    return network
-
-
-def _filled_(module: nn.Module, seed: int = 0) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(0.0, 0.3, generator=generator)
-    return module
-
-
-def _normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 # Attention
@@ -81,9 +64,9 @@ def _dense(attn: Attention, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("heads", [1, 3])
 def test_windows_equal_a_dense_masked_attention(grid: tuple[int, int], heads: int) -> None:
     attn = Attention(6, heads, 3).double().train()
-    _filled_(attn)
-    x = _normal(2, *grid, 6, dtype=torch.float64).requires_grad_()
-    weight = _normal(*x.shape, seed=1, dtype=torch.float64)
+    filled_(attn)
+    x = normal(2, *grid, 6, dtype=torch.float64).requires_grad_()
+    weight = normal(*x.shape, seed=1, dtype=torch.float64)
     found: list[list[Tensor]] = []
     for forward in (attn, lambda given: _dense(attn, given)):
         out = forward(x)
@@ -95,7 +78,7 @@ def test_windows_equal_a_dense_masked_attention(grid: tuple[int, int], heads: in
 def test_statistics_are_of_the_padded_map() -> None:
     attn = Attention(2, 1, 4)
     globalize_(attn)
-    x = _normal(2, 5, 5, 2) + 3.0
+    x = normal(2, 5, 5, 2) + 3.0
     attn.train()(x)
     padded = F.pad(x.permute(0, 3, 1, 2), (0, 3, 0, 3))
     conv = F.conv2d(padded, attn.qkv.dw.weight, padding=1, groups=2)
@@ -109,7 +92,7 @@ def test_statistics_are_of_the_padded_map() -> None:
 
 def test_the_activation_is_quick_gelu() -> None:
     layer = FeedForward(3, 5).double()
-    x = 4 * _normal(2, 4, 4, 3, dtype=torch.float64).requires_grad_()
+    x = 4 * normal(2, 4, 4, 3, dtype=torch.float64).requires_grad_()
     hidden = F.linear(x, layer.net["0"].weight.flatten(1), layer.net["0"].bias)
     hidden = hidden * torch.sigmoid(1.702 * hidden)
     expected = F.linear(hidden, layer.net["2"].weight.flatten(1), layer.net["2"].bias)
@@ -132,33 +115,16 @@ def test_the_activation_is_quick_gelu() -> None:
     ],
 )
 def test_features_have_the_sizes_they_tell(px: int, sides: list[int]) -> None:
-    spec = _tiny()
-    network = _drawn(spec).eval()
-    features = network(_normal(1, 3, px, px), blocks=5)
-    assert [block.grid for block in features.blocks] == [(side, side) for side in sides]
-    assert [block.stage for block in features.blocks] == [0, 1, 2, 2, 3]
-    for block, width in zip(features.blocks, (4, 8, 12, 12, 16), strict=True):
-        assert block.grid is not None
-        assert block.tokens.shape == (1, block.grid[0] * block.grid[1], width)
-        assert (block.width, block.cls) == (width, None)
-    assert features.cls is None
-    assert features.regions is not None
-    assert features.grid == (sides[-1], sides[-1])
-    assert spec.num_patches(px) == sides[-1] ** 2 == features.regions.shape[1]
-    torch.testing.assert_close(network.norm(features.blocks[-1].tokens), features.regions)
-    torch.testing.assert_close(features.pooled, features.regions.mean(1))
-    without = network(_normal(1, 3, px, px), regions=False)
-    assert without.regions is None
-    torch.testing.assert_close(without.pooled, features.pooled)
-    assert len(network(_normal(1, 3, px, px), blocks=2).blocks) == 2
+    features = told_features(_tiny(), px, sides)
+    assert all(block.cls is None for block in features.blocks)
 
 
 def test_maps_need_not_be_square() -> None:
-    features = _drawn(_tiny()).eval()(_normal(2, 3, 96, 64), blocks=1)
+    features = drawn(_tiny()).eval()(normal(2, 3, 96, 64), blocks=1)
     assert features.grid == (3, 2)
     assert features.regions is not None
     assert features.regions.shape == (2, 6, 16)
-    turned = _drawn(_tiny()).eval()(_normal(2, 3, 64, 96))
+    turned = drawn(_tiny()).eval()(normal(2, 3, 64, 96))
     assert turned.grid == (2, 3)
 
 
@@ -166,11 +132,11 @@ def test_maps_need_not_be_square() -> None:
 
 
 def test_a_batch_may_be_cut_anywhere() -> None:
-    network = _filled_(build(_tiny(drop_path=0.5))).double().train()
+    network = filled_(build(_tiny(drop_path=0.5))).double().train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # whose statistics are of the rows at hand
-    images = _normal(2, 6, 3, 40, 40, dtype=torch.float64)  # two views of six rows
+    images = normal(2, 6, 3, 40, 40, dtype=torch.float64)  # two views of six rows
 
     def passed(rows: range) -> Tensor:
         with rng.scope(0, 3, rows):
@@ -184,8 +150,8 @@ def test_a_batch_may_be_cut_anywhere() -> None:
 
 
 def test_gradients_reach_every_parameter() -> None:
-    network = _drawn(_tiny()).train()
-    network(_normal(2, 3, 96, 96)).pooled.square().sum().backward()
+    network = drawn(_tiny()).train()
+    network(normal(2, 3, 96, 96)).pooled.square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -193,8 +159,8 @@ def test_gradients_reach_every_parameter() -> None:
 
 
 def test_bfloat16_rounds_no_residual_sum() -> None:
-    network = _drawn(_tiny()).train()
-    images = _normal(4, 3, 96, 96)
+    network = drawn(_tiny()).train()
+    images = normal(4, 3, 96, 96)
     exact = network(images).pooled
     with torch.autocast("cpu", torch.bfloat16):
         features = network(images, blocks=5)
@@ -204,12 +170,12 @@ def test_bfloat16_rounds_no_residual_sum() -> None:
 
 
 def test_fresh_weights_follow_the_generator() -> None:
-    first, again, other = (_drawn(_tiny(), seed).state_dict() for seed in (0, 0, 1))
+    first, again, other = (drawn(_tiny(), seed).state_dict() for seed in (0, 0, 1))
     for name, value in first.items():
         assert torch.equal(value, again[name]), name
         assert (value.dim() < 4) == torch.equal(value, other[name]), name
-    drawn = _drawn(_tiny(widths=(4, 8, 12, 64))).get_parameter("stage3.1.layers.0.1.fn.net.0.weight")
-    assert drawn.std().item() == pytest.approx(0.02, rel=0.05)
+    weight = drawn(_tiny(widths=(4, 8, 12, 64))).get_parameter("stage3.1.layers.0.1.fn.net.0.weight")
+    assert weight.std().item() == pytest.approx(0.02, rel=0.05)
 
 
 # Names, sizes and settings
@@ -232,11 +198,11 @@ def test_published_sizes() -> None:
 
 
 def test_a_checkpoint_loads_strictly_also_over_processes() -> None:
-    ours, theirs = _drawn(_tiny()), build(_tiny())
+    ours, theirs = drawn(_tiny()), build(_tiny())
     globalize_(theirs)
     assert any(isinstance(module, GlobalBatchNorm) for module in theirs.modules())
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    images = _normal(2, 3, 40, 40)
+    images = normal(2, 3, 40, 40)
     torch.testing.assert_close(theirs.eval()(images).pooled, ours.eval()(images).pooled)
     state = dict(ours.state_dict())
     del state["stage2.1.layers.1.0.fn.qkv.bn.running_var"]
@@ -247,9 +213,9 @@ def test_a_checkpoint_loads_strictly_also_over_processes() -> None:
 def test_what_the_network_cannot_take_is_named() -> None:
     network = build(_tiny()).eval()
     with pytest.raises(ValueError, match="a CvT has no patches that could be dropped"):
-        network(_normal(1, 3, 96, 96), keep=torch.tensor([0]))
+        network(normal(1, 3, 96, 96), keep=torch.tensor([0]))
     with pytest.raises(ValueError, match=r"2x96 px leaves the last stage no cell; .* take is 3"):
-        network(_normal(1, 3, 2, 96))
+        network(normal(1, 3, 2, 96))
 
 
 @pytest.mark.parametrize(
@@ -278,20 +244,5 @@ def test_a_spec_is_told_by_its_name() -> None:
 
 def test_the_estimate_of_kept_values_is_near() -> None:
     spec = _tiny(widths=(16, 32, 48, 96))
-    network = _drawn(spec).train()
-    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    kept = {}
-    for count in (1, 3):
-        sizes: dict[int, int] = {}
-
-        def note(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                sizes[storage.data_ptr()] = storage.nbytes() // 4
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            features = network(_normal(count, 3, 96, 96))
-        kept[count] = sum(sizes.values())
-        del features
-    assert spec.kept_values(96) == pytest.approx((kept[3] - kept[1]) / 2, rel=0.1)
+    kept = kept_values_per_image(drawn(spec).train(), 96)
+    assert spec.kept_values(96) == pytest.approx(kept, rel=0.1)

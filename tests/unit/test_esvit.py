@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from belvedere.core.errors import CheckpointError, RecipeError
 from belvedere.data.batch import Batch
-from belvedere.methods.esvit import EsViT, Options, TeacherTemperature
+from belvedere.methods.esvit import EsViT, Options
 from belvedere.methods.method import Clock, Extent
+from belvedere.methods.options.centered import TeacherTemperature
 from belvedere.nn.backbone import Features
 from belvedere.nn.build import build
 from belvedere.nn.heads import TaskHeads, WeightNormHead

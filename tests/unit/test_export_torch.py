@@ -11,18 +11,23 @@ from export_networks import cvt, outgoing, resnet, swin, vit
 from safetensors.torch import load_file
 
 from belvedere.core.errors import UsageError, WeightsError
+from belvedere.eval.classifier import FeatureNetwork
 from belvedere.nn.resnet import resnet_spec
 from belvedere.nn.spec import BackboneSpec
 from belvedere.nn.swin import swin_spec
 from belvedere.nn.vit import vit_spec
 from belvedere.zoo import load, load_heads
-from belvedere.zoo.write import TARGETS, fitting_target, write
+from belvedere.zoo.importing import import_checkpoint
+from belvedere.zoo.write import TARGETS, Outgoing, fitting_target, write
 from belvedere.zoo.write.timm import architecture
 
 
 @pytest.mark.parametrize("spec", [vit(), resnet(), swin(), vit(image_px=48, position_margin=0.1)])
 def test_timm_computes_the_same(spec: BackboneSpec, tmp_path: Path) -> None:
     for one in write(tmp_path, TARGETS["timm"], outgoing(spec)):
+        if "own eps" in one.what:
+            assert 1e-8 < one.difference < 1e-2
+            continue
         assert one.difference < (1e-5 if getattr(spec, "image_px", 32) == 48 else 1e-10)
 
 
@@ -65,6 +70,33 @@ def test_timm_reads_the_folder_in_one_line(tmp_path: Path) -> None:
     assert model.pretrained_cfg["crop_pct"] == 32 / 40
 
 
+def test_what_timms_own_epsilon_changes_is_what_is_told(tmp_path: Path) -> None:
+    """A Swin that timm loads in one line is another network by just that much."""
+    import timm
+
+    sent = outgoing(swin())
+    exact, other = write(tmp_path, TARGETS["timm"], sent)
+    assert exact.difference < 1e-10
+    assert "own eps" in other.what
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).double().eval()
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(32 * 100003 + 32)).double()
+    with torch.no_grad():
+        ours, pooled = sent.backbone.double()(images), model(images)
+        theirs = torch.cat([model.forward_features(images).flatten(1, 2), pooled[:, None]], 1)
+        own = torch.cat([ours.regions, ours.pooled[:, None]], 1)
+    assert float((own - theirs).abs().max() / own.square().mean().sqrt()) == pytest.approx(other.difference)
+    assert "is off by what is told" in TARGETS["timm"].notes(sent)[0]
+
+
+def test_a_swin_that_another_epsilon_changes_much_is_not_exported(tmp_path: Path) -> None:
+    sent = outgoing(swin())
+    with torch.no_grad():
+        sent.backbone.patch_embed.proj.weight *= 1e-4
+        sent.backbone.patch_embed.proj.bias.zero_()
+    with pytest.raises(WeightsError, match="timm's own eps"):
+        write(tmp_path, TARGETS["timm"], sent)
+
+
 @pytest.mark.parametrize(
     ("spec", "name"),
     [
@@ -100,6 +132,37 @@ def test_a_network_that_cannot_go_there_is_told_where_it_can(
 ) -> None:
     with pytest.raises(UsageError, match=possible):
         fitting_target(target, spec)
+
+
+@pytest.mark.parametrize(
+    ("target", "spec"),
+    [
+        ("timm", vit(width=64, heads=1)),
+        ("timm", resnet()),
+        ("timm", swin()),
+        ("torchvision", vit(width=64, heads=1)),
+        ("torchvision", resnet()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_what_came_from_there_goes_back_as_it_was(target: str, spec: BackboneSpec, tmp_path: Path) -> None:
+    """Exported, imported, exported: the same tensors to the bit, under the same names."""
+    first, again = tmp_path / "first", tmp_path / "again"
+    for folder in (first, again):
+        folder.mkdir()
+    sent = outgoing(spec)
+    write(first, TARGETS[target], sent)
+    published = load_file(first / "model.safetensors")
+    file = tmp_path / "published.pth"
+    torch.save(published, file)
+    imported = import_checkpoint(file, tmp_path / "weights", architecture=target)
+    backbone, card = load(tmp_path / "weights")
+    assert imported.system == target
+    network = FeatureNetwork(backbone, card.features).eval()
+    write(again, TARGETS[target], Outgoing(backbone, card, network, {}))
+    returned = load_file(again / "model.safetensors")
+    assert returned.keys() == published.keys()
+    assert all(torch.equal(returned[name], tensor) for name, tensor in published.items())
 
 
 def test_our_own_folder_keeps_the_heads(tmp_path: Path) -> None:

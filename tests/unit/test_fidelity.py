@@ -347,7 +347,7 @@ def test_the_least_that_a_smaller_decoding_leaves_is_enough(quality, subsampling
         decoded = open_image(data, "").decoded(shrink=shrink)
         assert decoded.shrink == shrink
         tried = 0
-        for name, role in (("msn", "focal"), ("msn", "target"), ("esvit", "local"), ("esvit", "global_1")):
+        for name, role in (("msn", "focal"), ("msn", "target"), ("esvit", "local"), ("esvit", "global")):
             spec = PUBLISHED[name].views[role].model_copy(update={"count": 3})
             side = smallest_side(spec, shrink)
             if side > LARGE[0]:

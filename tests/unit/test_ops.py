@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from belvedere.core.schedule import Linear, WarmupCosine
-from belvedere.ops.ema import ema_
+from belvedere.ops.ema import center_, ema_, follow_
 from belvedere.ops.sinkhorn import sinkhorn
 from belvedere.optim.clip import clip_, gradient_norms
 from belvedere.optim.spec import Clip
@@ -67,6 +67,22 @@ def test_ema_weighs_the_old_value() -> None:
     teacher, student = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 6.0])]
     ema_(teacher, student, 0.75)
     assert torch.equal(teacher[0], torch.tensor([1.5, 3.0]))
+
+
+def test_a_teacher_follows_the_parameters_it_has_by_name_and_keeps_its_buffers() -> None:
+    student = nn.ModuleDict({"extra": nn.Linear(2, 2), "norm": nn.BatchNorm1d(2)})
+    teacher = nn.ModuleDict({"norm": nn.BatchNorm1d(2)})
+    nn.init.constant_(student["norm"].weight, 5.0)
+    student["norm"].running_mean.fill_(7.0)
+    follow_(teacher, student, 0.75)
+    assert teacher["norm"].weight.tolist() == [2.0, 2.0]  # 0.75 * 1 + 0.25 * 5
+    assert teacher["norm"].running_mean.tolist() == [0.0, 0.0]
+
+
+def test_a_center_moves_towards_the_newest() -> None:
+    center = torch.tensor([[1.0, 2.0]])
+    center_(center, torch.tensor([[3.0, 10.0]]), 0.75)
+    assert center.tolist() == [[1.5, 4.0]]
 
 
 def _with_gradients(*gradients: list[float] | None) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from backbone_checks import kept_bytes
 
 from belvedere.core import rng
 from belvedere.core.errors import RecipeError
@@ -18,6 +19,11 @@ VIT = (
 )
 RESNET = (
     "backbone={name: resnet, block: basic, blocks: [1, 1, 1, 1], widen: 1, width_per_group: 16, stem: small}"
+)
+CONV_STEM = (
+    "backbone={name: vit, width: 8, depth: 1, heads: 1, patch_px: 16, mlp_ratio: 1.0, stem: conv, "
+    "image_px: 32, drop_path: 0.0}",
+    *("views.global.px=32", "views.local.px=16", "features.resize_px=32", "features.crop_px=32"),
 )
 NO_NORM = "method.head={hidden: 8, out: 4, batch_norm: false}"
 
@@ -69,6 +75,12 @@ def test_groups_of_processes() -> None:
     assert _planned(VIT, "train.batch_norm_group=1").batch == 128  # of the head
 
 
+def test_the_stem_of_a_vit_can_have_batch_norm() -> None:
+    stem = (*CONV_STEM, NO_NORM)
+    assert _planned(*stem, "train.batch_norm_group=1").batch == 128
+    assert "too small for the backbone's BatchNorm" in _refused(*stem, "train.global_batch=1")
+
+
 def test_each_method_counts_its_schedules_as_its_paper_does() -> None:
     swav, msn = _planned().lr, _planned(name="tiny/msn").lr
     assert (swav.first, swav.peak_twice) == (0, True)
@@ -99,17 +111,8 @@ def test_activations_of_a_resnet_are_estimated_within_a_fifth(precision: str, bl
     recipe = load_recipe(name, [*overrides, f"backbone.block={block}", "backbone.blocks=[1, 2, 1, 1]"])
     backbone = build(recipe.backbone)
     backbone.initialize_(rng.torch_generator(0, "backbone"))
-    own = {tensor.untyped_storage().data_ptr() for tensor in backbone.state_dict().values()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     with (
-        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        kept_bytes(backbone) as kept,
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
         large = backbone(torch.randn(4, 3, 224, 224), regions=False)

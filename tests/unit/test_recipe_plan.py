@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbone_checks import kept_bytes
 
 from belvedere.core import rng
 from belvedere.core.errors import RecipeError
+from belvedere.engine.remedy import value_at
 from belvedere.nn.build import build
 from belvedere.optim.spec import LearningRate
 from belvedere.recipe.estimate import estimate
@@ -130,6 +132,14 @@ def test_what_is_probably_not_meant_is_warned_of() -> None:
     assert warm.startswith("optim.lr.warmup_epochs: the warm-up takes 100 steps, the run 80")
 
 
+@pytest.mark.parametrize("method", ["msn", "swav", "esvit", "mugs"])
+def test_a_warning_of_too_many_prototypes_names_the_key_that_says_how_many(method: str) -> None:
+    recipe = load_recipe(f"tiny/{method}", ["data.path=digits", "train.global_batch=4"])
+    keys = {line.split(":")[0] for line in plan(recipe, num_images=20).warnings if " for 20 images" in line}
+    (key,) = keys
+    assert value_at(recipe.model_dump(), key) == recipe.method.prototypes  # type: ignore[attr-defined]
+
+
 def test_where_a_run_is_written() -> None:
     assert run_dir(load_recipe("msn/vits16")) == Path("runs/msn/vits16")
     assert planned("run.dir=/somewhere/else").run_dir == Path("/somewhere/else")
@@ -178,18 +188,9 @@ def test_activations_are_estimated_within_a_fifth(precision: str) -> None:
     recipe = load_recipe("msn/vits16", [*overrides, "run.micro_batch=2", f"train.precision={precision}"])
     backbone = build(recipe.backbone)
     backbone.initialize_(rng.torch_generator(0, "backbone"))
-    own = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     keep = torch.arange(int(196 * 0.85))
     with (
-        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        kept_bytes(backbone) as kept,
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
         anchors = backbone(torch.randn(2, 3, 224, 224), keep=keep, regions=False)

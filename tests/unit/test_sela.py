@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from belvedere.core.errors import CheckpointError, RecipeError
 from belvedere.data.batch import Batch
-from belvedere.methods.deepcluster import DeepCluster, deepcluster_loss, label_watch
+from belvedere.methods.deepcluster import DeepCluster, deepcluster_loss
 from belvedere.methods.method import Clock
 from belvedere.methods.sela import HardAssignments, Options, SeLa, SoftAssignments, soft_loss
+from belvedere.methods.shared.clustered import label_watch
 from belvedere.nn.norm import GlobalBatchNorm
 from belvedere.ops.bank import UNSEEN
 from belvedere.ops.sinkhorn import sinkhorn

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import resource
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,7 @@ from belvedere.core import dist
 from belvedere.core.errors import CheckpointError
 from belvedere.engine import state
 from belvedere.engine.state import flatten_optimizer, load, save, unflatten_optimizer_
-
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["belvedere.engine.state"])
+from processes import answers_of, exit_code_of
 
 
 def tensors_at(step: int) -> dict[str, Tensor]:
@@ -220,10 +218,7 @@ def test_a_killed_save_loses_nothing(tmp_path: Path, event: str, again: bool) ->
     save_at(tmp_path, 1)
     save_at(tmp_path, 2)
     step = 2 if again else 3
-    child = forkserver.Process(target=_die_at, args=(tmp_path, step, event))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    assert exit_code_of(_die_at, tmp_path, step, event) == -signal.SIGKILL
     if event in ("first_file", "files_done", "before_rename"):
         assert f".writing-{step:09d}" in names(tmp_path)
     found = loaded(tmp_path)
@@ -265,23 +260,19 @@ def test_a_disk_that_would_be_full_is_told_before_anything_is_written(
     assert loaded(tmp_path).step == 1
 
 
-def _save_with_little_room(directory: Path, answer: Any) -> None:
+def _save_with_little_room(directory: Path, told: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     try:
         save(directory, 2, {"large": torch.zeros(100_000)}, {}, keep_last=1, milestone=False)
     except CheckpointError as error:
-        answer.send(str(error))
+        told.write_text(str(error))
 
 
 def test_a_disk_that_fills_while_saving_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     save_at(tmp_path, 1)
-    here, there = forkserver.Pipe()
-    child = forkserver.Process(target=_save_with_little_room, args=(tmp_path, there))
-    child.start()
-    assert here.poll(60)
-    told = here.recv()
-    child.join()
+    assert exit_code_of(_save_with_little_room, tmp_path, tmp_path / "told") == 0
+    told = (tmp_path / "told").read_text()
     assert "training state on disk is at step 1" in told
     assert "It needs 1.4 MiB" in told
     assert names(tmp_path) == ["000000001"]
@@ -310,19 +301,11 @@ def test_meta_that_json_lacks_is_an_error_that_leaves_nothing(tmp_path: Path) ->
 # Several processes
 
 
-def _join(rank: int, world: int, rendezvous: Path) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world
-    )
-
-
 def _of_rank(rank: int, step: int) -> dict[str, Tensor]:
     return {**tensors_at(step), f"rank{rank}/queue": torch.full((4, rank + 1), float(rank + step))}
 
 
-def _two_processes(rank: int, directory: Path, answers: Any) -> None:
-    _join(rank, 2, directory / "rendezvous")
+def _in_each_process(directory: Path, rank: int) -> tuple[int, str]:
     save(directory, 1, _of_rank(rank, 1), {}, keep_last=2, milestone=False)
 
     def full_on_rank_1(event: str) -> None:
@@ -342,20 +325,11 @@ def _two_processes(rank: int, directory: Path, answers: Any) -> None:
         refusal += str(error)
     assert_bitwise(found.tensors, _of_rank(rank, 1))
     save(directory / "shared", 5, tensors_at(5), {}, keep_last=1, milestone=False)
-    answers.put((rank, found.step, refusal))
-    dist.stop()
+    return found.step, refusal
 
 
 def test_two_processes_keep_their_own_state_and_fail_together(tmp_path: Path) -> None:
-    answers = forkserver.Queue()
-    children = [forkserver.Process(target=_two_processes, args=(rank, tmp_path, answers)) for rank in (0, 1)]
-    for child in children:
-        child.start()
-    told = sorted(answers.get(timeout=60) for _ in children)
-    for child in children:
-        child.join()
-        assert child.exitcode == 0
-    for _, step, refusal in told:
+    for step, refusal in answers_of(partial(_in_each_process, tmp_path), tmp_path):
         assert step == 1
         assert "process 1: OSError" in refusal
         assert "training state on disk is at step 1. It needs" in refusal

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_checks import drawn, filled_, kept_values_per_image, normal, told_features
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from belvedere.core import rng
 from belvedere.nn import sliding
@@ -36,24 +37,6 @@ def _tiny(**changes: object) -> ViLSpec:
         "drop_path": 0.0,
     }
     return ViLSpec.model_validate(values | changes)
-
-
-def _filled_(module: nn.Module, seed: int = 0) -> nn.Module:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(0.0, 0.3, generator=generator)
-    return module
-
-
-def _drawn(spec: ViLSpec, seed: int = 0) -> ViL:
-    network = build(spec)
-    network.initialize_(torch.Generator().manual_seed(seed))
-    return network
-
-
-def _normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 # Attention in chunks
@@ -92,10 +75,10 @@ def _dense(attn: SlidingAttention, x: Tensor, grid: tuple[int, int], seen: int) 
 @pytest.mark.parametrize("grid", [(6, 6), (5, 5), (4, 7), (2, 2), (1, 1)])
 def test_chunks_equal_a_dense_masked_attention(grid: tuple[int, int], *, class_token: bool) -> None:
     attn = SlidingAttention(6, 2, 2 if grid[0] < 6 else 3, class_token=class_token).double()
-    _filled_(attn)
+    filled_(attn)
     for seen in range(-1, 9):
-        x = _normal(2, grid[0] * grid[1] + class_token, 6, dtype=torch.float64).requires_grad_()
-        weight = _normal(*x.shape, seed=1, dtype=torch.float64)
+        x = normal(2, grid[0] * grid[1] + class_token, 6, dtype=torch.float64).requires_grad_()
+        weight = normal(*x.shape, seed=1, dtype=torch.float64)
         found: list[list[Tensor]] = []
         for forward in (attn, lambda *given: _dense(attn, *given)):
             out = forward(x, grid, seen)
@@ -108,8 +91,8 @@ def test_chunks_equal_a_dense_masked_attention(grid: tuple[int, int], *, class_t
 @pytest.mark.parametrize("grid", [(6, 6), (4, 7)])
 def test_without_gradient_the_fused_kernel_gives_the_same(grid: tuple[int, int]) -> None:
     attn = SlidingAttention(6, 2, 3, class_token=True)
-    _filled_(attn).requires_grad_(requires_grad=False)
-    x = _normal(2, grid[0] * grid[1] + 1, 6)
+    filled_(attn).requires_grad_(requires_grad=False)
+    x = normal(2, grid[0] * grid[1] + 1, 6)
     for seen in (OWN_CHUNK, ALL_CHUNKS, 4):
         torch.testing.assert_close(attn(x, grid, seen), _dense(attn, x, grid, seen), rtol=1e-4, atol=1e-5)
 
@@ -118,7 +101,7 @@ def test_tables_are_made_once_and_evaluation_may_be_the_first_to_ask() -> None:
     bias_rows.cache_clear()
     hidden_keys.cache_clear()
     attn = SlidingAttention(6, 2, 3, class_token=True)
-    x = _normal(1, 26, 6)
+    x = normal(1, 26, 6)
     with torch.inference_mode():
         attn(x, (5, 5), ALL_CHUNKS)
     attn(x, (5, 5), ALL_CHUNKS).sum().backward()
@@ -131,8 +114,8 @@ def test_tables_are_made_once_and_evaluation_may_be_the_first_to_ask() -> None:
     bicubic_matrix.cache_clear()
     network = build(_tiny()).eval()
     with torch.inference_mode():
-        network(_normal(1, 3, 96, 96))
-    network(_normal(1, 3, 96, 96)).pooled.sum().backward()
+        network(normal(1, 3, 96, 96))
+    network(normal(1, 3, 96, 96)).pooled.sum().backward()
 
 
 def test_neighbours_are_numbered_row_by_row() -> None:
@@ -149,7 +132,7 @@ def test_neighbours_are_numbered_row_by_row() -> None:
 @pytest.mark.parametrize("side", [2, 3, 5, 8])
 def test_biases_for_another_size_are_resized_as_an_image(side: int) -> None:
     attn = FullAttention(6, 2, 5, class_token=False)
-    _filled_(attn)
+    filled_(attn)
     table = attn.local_relative_position_bias_table
     cells = list(product(range(5), repeat=2))
     rows = [[(a[0] - b[0] + 4) * 9 + a[1] - b[1] + 4 for b in cells] for a in cells]
@@ -161,7 +144,7 @@ def test_biases_for_another_size_are_resized_as_an_image(side: int) -> None:
 
 def test_the_class_token_has_biases_of_its_own() -> None:
     attn = FullAttention(6, 2, 3, class_token=True)
-    _filled_(attn)
+    filled_(attn)
     bias = attn.bias(9)
     assert bias.shape == (2, 10, 10)
     torch.testing.assert_close(bias[:, 0, 0], attn.g2g_relative_position_bias[:, 0, 0])
@@ -186,34 +169,17 @@ def test_the_class_token_has_biases_of_its_own() -> None:
     ],
 )
 def test_features_have_the_sizes_they_tell(px: int, sides: list[int]) -> None:
-    spec = _tiny()
-    network = _drawn(spec).eval()
-    features = network(_normal(1, 3, px, px), blocks=5)
-    assert [block.grid for block in features.blocks] == [(side, side) for side in sides]
-    assert [block.stage for block in features.blocks] == [0, 1, 2, 2, 3]
-    for block, width in zip(features.blocks, (4, 8, 12, 12, 16), strict=True):
-        assert block.grid is not None
-        assert block.tokens.shape == (1, block.grid[0] * block.grid[1], width)
-        assert block.width == width
+    features = told_features(_tiny(), px, sides)
+    for block in features.blocks:
         assert (block.cls is None) == (block.stage == 3)
-        assert block.cls is None or block.cls.shape == (1, width)
-    assert features.cls is None
-    assert features.regions is not None
-    assert features.grid == (sides[-1], sides[-1])
-    assert spec.num_patches(px) == sides[-1] ** 2 == features.regions.shape[1]
-    torch.testing.assert_close(network.norm(features.blocks[-1].tokens), features.regions)
-    torch.testing.assert_close(features.pooled, features.regions.mean(1))
-    without = network(_normal(1, 3, px, px), regions=False)
-    assert without.regions is None
-    torch.testing.assert_close(without.pooled, features.pooled)
-    assert len(network(_normal(1, 3, px, px), blocks=2).blocks) == 2
+        assert block.cls is None or block.cls.shape == (1, block.width)
 
 
 def test_the_modes_see_what_they_say() -> None:
-    images = _normal(2, 3, 96, 96)
-    nets = {mode: _drawn(_tiny(mode=mode)).eval() for mode in (-1, 0, 1)}
+    images = normal(2, 3, 96, 96)
+    nets = {mode: drawn(_tiny(mode=mode)).eval() for mode in (-1, 0, 1)}
     for network in nets.values():
-        _filled_(network)
+        filled_(network)
     own, every, trained = (nets[mode](images).pooled for mode in (-1, 0, 1))
     assert torch.equal(every, trained), "out of training mode 1 is mode 0"
     assert not torch.allclose(own, every)
@@ -245,8 +211,8 @@ def test_integers_of_a_scope_are_the_same_whatever_its_rows() -> None:
 
 
 def test_a_batch_may_be_cut_anywhere() -> None:
-    network = _filled_(build(_tiny(drop_path=0.5))).double().train()
-    images = _normal(2, 6, 3, 64, 64, dtype=torch.float64)  # two views of six rows
+    network = filled_(build(_tiny(drop_path=0.5))).double().train()
+    images = normal(2, 6, 3, 64, 64, dtype=torch.float64)  # two views of six rows
 
     def passes(rows: range) -> Tensor:
         """Two groups of crops, as a step has them: [2 views, rows, D] of each, side by side."""
@@ -264,7 +230,7 @@ def test_a_batch_may_be_cut_anywhere() -> None:
 
 def test_neighbours_are_drawn_in_training_with_mode_1_alone() -> None:
     network = build(_tiny()).train()
-    images = _normal(1, 3, 32, 32)
+    images = normal(1, 3, 32, 32)
     with pytest.raises(RuntimeError, match="outside a scope"):
         network(images)
     for bad in ([1], [1, 9], [0, 1], [1, 2, 3]):
@@ -279,8 +245,8 @@ def test_neighbours_are_drawn_in_training_with_mode_1_alone() -> None:
 
 def test_gradients_reach_every_parameter() -> None:
     """What a class token gathers in the last block of its stage is dropped with it: zeros, as published."""
-    network = _drawn(_tiny(blocks=(2, 1, 2, 1))).train()
-    network(_normal(2, 3, 96, 96), neighbours=[5, 7, 1]).pooled.square().sum().backward()
+    network = drawn(_tiny(blocks=(2, 1, 2, 1))).train()
+    network(normal(2, 3, 96, 96), neighbours=[5, 7, 1]).pooled.square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -293,8 +259,8 @@ def test_gradients_reach_every_parameter() -> None:
 
 
 def test_bfloat16_rounds_no_residual_sum() -> None:
-    network = _drawn(_tiny()).train()
-    images = _normal(2, 3, 96, 96)
+    network = drawn(_tiny()).train()
+    images = normal(2, 3, 96, 96)
     exact = network(images, neighbours=[5, 7]).pooled
     with torch.autocast("cpu", torch.bfloat16):
         features = network(images, neighbours=[5, 7], blocks=5)
@@ -304,13 +270,13 @@ def test_bfloat16_rounds_no_residual_sum() -> None:
 
 
 def test_fresh_weights_follow_the_generator() -> None:
-    first, again, other = (_drawn(_tiny(), seed).state_dict() for seed in (0, 0, 1))
+    first, again, other = (drawn(_tiny(), seed).state_dict() for seed in (0, 0, 1))
     for name, value in first.items():
         assert torch.equal(value, again[name]), name
         constant = name.endswith(("norm.weight", "norm.bias", "norm_embed.weight", "norm_embed.bias"))
         constant |= name.endswith(".bias") and not name.endswith("0.proj.bias")
         assert constant == torch.equal(value, other[name]), name
-    big = _drawn(_tiny(widths=(4, 8, 12, 64)))
+    big = drawn(_tiny(widths=(4, 8, 12, 64)))
     for name in ("layer4.2.mlp.fc1.weight", "layer3.1.attn.local_relative_position_bias_table"):
         assert big.get_parameter(name).std().item() == pytest.approx(0.02, rel=0.05)
 
@@ -332,7 +298,7 @@ def test_published_sizes() -> None:
 
 
 def test_a_published_file_lists_shared_projections_twice() -> None:
-    network = _drawn(_tiny())
+    network = drawn(_tiny())
     state = network.state_dict()
     assert not any("_global" in name for name in state), "each tensor is saved once"
     published = dict(state)
@@ -358,13 +324,13 @@ def test_a_published_file_lists_shared_projections_twice() -> None:
 def test_what_the_network_cannot_take_is_named() -> None:
     network = build(_tiny()).eval()
     with pytest.raises(ValueError, match="a ViL has no patches that could be dropped"):
-        network(_normal(1, 3, 96, 96), keep=torch.tensor([0]))
+        network(normal(1, 3, 96, 96), keep=torch.tensor([0]))
     with pytest.raises(ValueError, match=r"98x98 px has no whole patches of 4 px; .* 96 and 100"):
-        network(_normal(1, 3, 98, 98))
+        network(normal(1, 3, 98, 98))
     with pytest.raises(ValueError, match=r"28x28 px leaves the last stage no cell; .* 32"):
-        network(_normal(1, 3, 28, 28))
+        network(normal(1, 3, 28, 28))
     with pytest.raises(ValueError, match="96x64 px is not square"):
-        network(_normal(1, 3, 96, 64))
+        network(normal(1, 3, 96, 64))
 
 
 @pytest.mark.parametrize(
@@ -396,21 +362,6 @@ def test_a_spec_is_told_by_its_name() -> None:
 @pytest.mark.parametrize("mode", [-1, 0, 1])
 def test_the_estimate_of_kept_values_is_near(mode: int) -> None:
     spec = _tiny(mode=mode, widths=(12, 24, 48, 96))
-    network = _drawn(spec).train()
-    kept = {}
-    for count in (1, 3):
-        sizes: dict[int, int] = {id(p): 0 for p in network.parameters()}
-        own = {p.untyped_storage().data_ptr() for p in network.parameters()}
-
-        def note(tensor: Tensor, sizes: dict[int, int] = sizes, own: set[int] = own) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                sizes[storage.data_ptr()] = storage.nbytes() // 4
-            return tensor
-
-        drawn = {"neighbours": [5, 7]} if mode == 1 else {}
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            features = network(_normal(count, 3, 96, 96), **drawn)
-        kept[count] = sum(sizes.values())
-        del features
-    assert spec.kept_values(96) == pytest.approx((kept[3] - kept[1]) / 2, rel=0.15)
+    neighbours = {"neighbours": [5, 7]} if mode == 1 else {}
+    kept = kept_values_per_image(drawn(spec).train(), 96, **neighbours)
+    assert spec.kept_values(96) == pytest.approx(kept, rel=0.15)

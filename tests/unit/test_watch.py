@@ -34,8 +34,9 @@ from belvedere.engine.remedy import (
     written,
 )
 from belvedere.engine.watch import Choices, Watch
-from belvedere.methods.deepcluster import deepcluster_loss, health_of
+from belvedere.methods.deepcluster import deepcluster_loss
 from belvedere.methods.sela import soft_loss
+from belvedere.methods.shared.clustered import health_of
 from belvedere.ops.bank import UNSEEN
 
 K = 32

@@ -232,6 +232,28 @@ def test_a_queue_that_is_not_there_is_not_taken_as_full(tmp_path: Path) -> None:
         take_over(session("swav", f"init.from={folder}", "init.start_epoch=1", queue))
 
 
+@pytest.mark.parametrize(
+    ("epoch", "nearest"),
+    [(1, "the nearest is 3"), (4, "the nearest are 3 and 6"), (8, "the nearest is 6")],
+)
+def test_assignments_that_are_not_made_in_this_epoch_are_not_gone_without(epoch: int, nearest: str) -> None:
+    words = ("train.epochs=9", "method.refresh_epochs=3", "init.from=weights")
+    with pytest.raises(RecipeError) as caught:
+        session("sela", *words, f"init.start_epoch={epoch}")
+    told = " ".join(str(caught.value).split())
+    assert f"init.start_epoch: {epoch} is no multiple of method.refresh_epochs, 3" in told
+    assert nearest in told
+    for fitting in ("init.start_epoch=3", "init.start_epoch=null"):
+        session("sela", *words, fitting)
+    session("sela", *words[:1], words[2], f"init.start_epoch={epoch}")  # assigned anew in every epoch
+
+
+def test_no_epoch_to_go_on_at_is_told() -> None:
+    words = ("train.epochs=3", "optim.lr.warmup_epochs=0.5", "method.refresh_epochs=3", "init.from=weights")
+    with pytest.raises(RecipeError, match=r"no epoch of this run is; leave init\.start_epoch out"):
+        session("sela", *words, "init.start_epoch=2")
+
+
 def test_what_is_no_import_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"swav cannot start from another run, and .* holds no imported"):
         take_over(session("swav", f"init.from={tmp_path}"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,13 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from export_networks import resnet, swin, vit
+from pydantic import TypeAdapter
+from rich.console import Console
 
 from belvedere import cli
+from belvedere.commands import zoo_list
 from belvedere.core.errors import WeightsError
+from belvedere.nn.spec import BackboneSpec
 from belvedere.recipe.load import load_recipe
 from belvedere.zoo import download
 from belvedere.zoo.catalogue import LICENCES, entries, entry_of_file
 from belvedere.zoo.download import ATTEMPTS, fetch, recorded_sha256
+from belvedere.zoo.network_words import short_name
 
 CONTENT = bytes(range(256)) * 5000
 SUM = hashlib.sha256(CONTENT).hexdigest()
@@ -216,6 +224,77 @@ def test_the_table_lists_every_model(capsys: pytest.CaptureFixture[str]) -> None
     assert "https://dl.fbaipublicfiles.com/msn/vits16_800ep.pth.tar" in lines["msn/vits16"]
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_tables_fit_the_screen(width: int) -> None:
+    written = io.StringIO()
+    zoo_list.show(entries(), Console(file=written, width=width, force_terminal=True, color_system=None))
+    shown = written.getvalue()
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= width
+    first = {line.split()[0]: line.split() for line in shown.splitlines() if line.strip()}
+    for entry in entries():
+        scores = [f"{score:.1f}" for score in entry.accuracy.values()]
+        assert sorted(first[entry.name][-len(scores) :]) == sorted(scores), "every model has a whole line"
+        assert str(entry.epochs) in first[entry.name]
+    together = " ".join(shown.split())
+    assert "no file is published of msn/vitb8, msn/vits16-no-sinkhorn" in together
+    assert "esvit: MIT, to be fetched by hand, on Azure" in together
+
+
+def test_a_pipe_gets_whole_lines_with_tabs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert cli.main(["zoo"]) == 0
+    header, *lines = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    rows = [dict(zip(header, line, strict=True)) for line in lines]
+    assert [row["model"] for row in rows] == [entry.name for entry in entries()]
+    for row, entry in zip(rows, entries(), strict=True):
+        assert row["where"] == (entry.address or entry.place)
+        told = {name: row[name] for name in header[3:-2] if row[name]}
+        assert told == {name: f"{score:.1f}" for name, score in entry.accuracy.items()}
+    assert header[3:5] == ["k-NN", "linear"]
+
+
+def test_json_has_all_that_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["zoo", "--json"]) == 0
+    told = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert list(told) == [entry.name for entry in entries()]
+    for entry in entries():
+        one = told[entry.name]
+        assert one["accuracy"] == dict(entry.accuracy)
+        assert TypeAdapter(BackboneSpec).validate_json(json.dumps(one["network"])) == entry.backbone
+        assert (one["address"] is None) == (one["place"] is not None)
+    assert cli.main(["zoo", "msn/vits16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [told["msn/vits16"]]
+
+
+def test_a_system_and_a_model_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["zoo", "sela"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split("/")[0] for line in shown.splitlines()[1:]] == ["sela", "sela"]
+    assert cli.main(["zoo", "swav/rn50w4-400ep"]) == 0
+    shown = capsys.readouterr().out
+    for told in ("77.9 %", "4 times as wide", "https://dl.fbaipublicfiles.com/deepcluster/swav_RN50w4"):
+        assert told in shown
+    assert "belvedere zoo get swav/rn50w4-400ep" in shown
+    assert cli.main(["zoo", "swav/rn50w5-400ep"]) == 0
+    shown = capsys.readouterr().out
+    assert "nowhere that its authors say" in shown
+    assert "zoo get" not in shown
+    assert "belvedere import" not in shown
+
+
+def test_a_network_has_the_name_that_the_field_gives_it() -> None:
+    names = {entry.name: short_name(entry.backbone) for entry in entries()}
+    assert names["msn/vitl7"] == "ViT-L/7"
+    assert names["swav/rn50w5-400ep"] == "ResNet-50 w5"
+    assert names["esvit/swin-small-w14-region"] == "Swin-S, window 14"
+    assert names["esvit/vil-w7"] == "ViL 2-2-6-2, window 7"
+    assert short_name(vit()) == "ViT 24x2/8"
+    assert short_name(resnet()) == "ResNet 1-1-1-1"
+    assert short_name(swin()) == "Swin 2-2, window 4"
+
+
 def test_get_fetches_into_the_cache(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +317,11 @@ def test_get_fetches_into_the_cache(
         (["get", "msn/vits16", "--sha256", "abc"], "64 hexadecimal digits"),
         (["get", "msn/vits16", "--mirror", "ftp://x"], "must begin with https"),
         (["--sha256", SUM], "say how to fetch"),
+        (["msn/vits16", "--sha256", SUM], "say how to fetch"),
+        (["swa"], "nearest: swav"),
+        (["msn", "swav"], "one name at a time, not msn swav"),
+        (["get", "msn/vits16", "msn/vitb16"], "give the name of a model"),
+        (["get", "msn/vits16", "--json"], "--json is for what is listed"),
     ],
 )
 def test_mistakes_are_told(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:

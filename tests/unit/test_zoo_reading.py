@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from belvedere.core.errors import WeightsError
+from belvedere.zoo.convert.checkpoint import checked
 from belvedere.zoo.reading import read_checkpoint, read_pickle, weights_file
 
 
@@ -62,3 +64,45 @@ def test_a_cut_file_is_refused(tmp_path: Path, share: float) -> None:
     (tmp_path / "file.pth").write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(WeightsError):
         read_checkpoint(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "told"),
+    [
+        (torch.zeros(1).expand(10**12), r"has \d+ bytes and announces a tensor of shape \[1000000000000\]"),
+        (torch.zeros(3, device="meta"), "holds a meta tensor"),
+        (torch.ones(3).to_sparse(), "holds a sparse tensor"),
+    ],
+    ids=["repeated", "meta", "sparse"],
+)
+def test_numbers_that_are_not_in_the_file_are_refused(
+    tensor: torch.Tensor, told: str, tmp_path: Path
+) -> None:
+    """Wherever they stand: copying the first would take four terabytes."""
+    torch.save({"optimizer": {"state": [{"exp_avg": tensor}]}}, tmp_path / "file.pth")
+    with pytest.raises(WeightsError, match=told):
+        read_checkpoint(tmp_path / "file.pth")
+
+
+def test_a_checkpoint_that_holds_itself_is_read(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"weight": torch.ones(2)}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "file.pth")
+    assert read_checkpoint(tmp_path / "file.pth").content["state_dict"]["weight"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_numbers_of_another_kind_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(WeightsError, match=r"file\.pth: weight is of (complex64|float8_e4m3fn), must be"):
+        checked(torch.ones(2).to(dtype), "weight", origin="file.pth")
+    assert checked(torch.ones(2, dtype=torch.bfloat16), "weight", origin="x").dtype is torch.float32
+
+
+def test_a_refusal_does_not_advise_to_trust_the_file(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("x")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    for name, reason in (("text", "Unsupported operand 120"), ("module", r"GLOBAL torch\.nn\.modules\.lin")):
+        with pytest.raises(WeightsError, match=reason) as caught:
+            read_checkpoint(tmp_path / f"{name}.pth")
+        assert "weights_only" not in str(caught.value)
+        assert "add_safe_globals" not in str(caught.value)

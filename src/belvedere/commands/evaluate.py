@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from belvedere.commands.options import add_backbone, command_parser, count, counts, path, refuse_torchrun
+from belvedere.commands.options import (
+    add_backbone,
+    command_parser,
+    count,
+    counts,
+    path,
+    positive,
+    refuse_ineffective,
+    refuse_torchrun,
+)
 from belvedere.commands.stages import Stages
 from belvedere.commands.summary import print_summary
 from belvedere.core.errors import EXIT_DONE, UsageError
@@ -68,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--lambda",
         dest="lambd",
-        type=_positive,
+        type=positive,
         metavar="X",
         help="fixed regularization (default: published for one label, else cross-validated)",
     )
@@ -91,16 +99,6 @@ def _seed(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}; give a whole number from 0")
     return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}; give a number above 0")
-    return value
 
 
 class _Images(NamedTuple):
@@ -164,9 +162,7 @@ def _refuse_ineffective(args: argparse.Namespace) -> None:
         ("--splits", args.splits, args.subset is None, "drawn splits, which --subset replaces"),
         ("--val-split", args.val_split, args.val is not None, "--val"),
     )
-    for option, value, effective, what in needs:
-        if value is not None and not effective:
-            raise UsageError(f"{option} has no effect here: it belongs to {what}; leave it out")
+    refuse_ineffective(needs)
 
 
 def _open(args: argparse.Namespace) -> _Images:

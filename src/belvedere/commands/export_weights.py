@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from belvedere.commands.options import command_parser, path, refuse_torchrun
+from belvedere.commands.options import command_parser, path, positive, refuse_ineffective, refuse_torchrun
 from belvedere.commands.stages import Stages
 from belvedere.core.errors import EXIT_DONE, UsageError
 from belvedere.core.log import say, table, warn
@@ -67,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     images.add_argument(
         "--lambda",
         dest="lambd",
-        type=_positive,
+        type=positive,
         metavar="X",
         help="fixed regularization (default: published for one label, else cross-validated)",
     )
@@ -75,16 +74,6 @@ def parser() -> argparse.ArgumentParser:
         "--device", choices=("cpu", "cuda"), help="where to compute what is fitted (default: the GPU if any)"
     )
     return parser
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}; give a number above 0")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:
@@ -142,9 +131,7 @@ def _refuse_ineffective(args: argparse.Namespace) -> None:
         ("--lambda", args.lambd, args.classifier, "--classifier"),
         ("--device", args.device, args.classifier, "--classifier"),
     )
-    for option, value, effective, what in needs:
-        if value is not None and not effective:
-            raise UsageError(f"{option} has no effect here: it belongs to {what}; leave it out")
+    refuse_ineffective(needs)
 
 
 def _opened(args: argparse.Namespace) -> Source:

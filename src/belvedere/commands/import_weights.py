@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from belvedere.commands.options import command_parser, path
 from belvedere.core.errors import EXIT_DONE, UsageError
 from belvedere.core.log import say, table
-
-if TYPE_CHECKING:
-    from belvedere.nn.spec import BackboneSpec
 
 _DESCRIPTION = """\
 Convert a published checkpoint into a folder that `belvedere evaluate` and `belvedere embed` read: safetensors
@@ -48,31 +44,23 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Convert the file and say what came of it."""
     from belvedere.zoo.importing import import_checkpoint
+    from belvedere.zoo.network_words import in_words
 
     _refuse_to_replace(args.out, args.file)
     card = import_checkpoint(args.file, args.out, architecture=args.architecture)
     parts = {"heads": card.heads_sha256, "for continuing": card.training_sha256}
     rows = [
         ("system", card.system),
-        ("network", _told(card.backbone)),
+        ("network", in_words(card.backbone)),
         ("also kept", ", ".join(name for name, there in parts.items() if there) or "nothing"),
         ("licence", card.licence or "not stated"),
         *((f"published: {name}", str(value)) for name, value in card.published.items()),
+        *((f"note: {name}", value) for name, value in card.data.items() if isinstance(value, str)),
         *((f"left out: {name}", reason) for name, reason in card.dropped.items()),
     ]
     table(f"{args.file} is now in {args.out}", rows)
     say(f"next: belvedere evaluate {args.out} --data DIR")
     return EXIT_DONE
-
-
-def _told(spec: BackboneSpec) -> str:
-    if spec.name == "vit":
-        return f"ViT, width {spec.width}, depth {spec.depth}, patches of {spec.patch_px} px"
-    blocks = ", ".join(map(str, spec.blocks))
-    if spec.name == "resnet":
-        return f"ResNet, {spec.block} blocks {blocks}, {spec.widen} times as wide"
-    network = {"swin": "Swin", "cvt": "CvT", "vil": "ViL"}[spec.name]
-    return f"{network}, blocks {blocks}, windows of {spec.window} cells"
 
 
 def _refuse_to_replace(out: Path, file: Path) -> None:

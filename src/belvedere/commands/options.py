@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from belvedere.core.errors import UsageError
@@ -46,6 +48,27 @@ def count(text: str) -> int:
     if len(numbers) > 1:
         raise argparse.ArgumentTypeError(f"{text!r}; give one whole number")
     return numbers[0]
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}; give a number above 0")
+    return value
+
+
+def refuse_ineffective(needs: Iterable[tuple[str, object, bool, str]]) -> None:
+    """Raise UsageError for the first option that is given and changes nothing.
+
+    needs: (option, its value or None, whether it has an effect here, what it belongs to).
+    """
+    for option, value, effective, what in needs:
+        if value is not None and not effective:
+            raise UsageError(f"{option} has no effect here: it belongs to {what}; leave it out")
 
 
 def refuse_torchrun(name: str) -> None:

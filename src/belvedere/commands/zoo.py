@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
-from rich.text import Text
 
 from belvedere.commands.options import command_parser
 from belvedere.core.errors import EXIT_DONE, UsageError
@@ -20,30 +18,40 @@ from belvedere.core.log import console, say
 from belvedere.core.match import with_nearest
 
 if TYPE_CHECKING:
-    from belvedere.nn.spec import BackboneSpec
     from belvedere.zoo.catalogue import Entry
     from belvedere.zoo.download import Progress
 
 _DESCRIPTION = """\
-List the published models of MSN, SwAV, DeepCluster-v2, SeLa-v2, EsViT and Mugs: what they are, what they
-reach (top-1 in percent), their licence, where they lie, and the recipe that trains the same. `get` fetches
-one into the cache; a transfer that was stopped goes on where it was, and the SHA-256 of what came is
-recorded."""
+List the published models of MSN, SwAV, DeepCluster-v2, SeLa-v2, EsViT and Mugs, or those of one system: what
+they are, what they reach (top-1 in percent), their licence. Each has the name of the recipe that trains the
+same. With a model's name: all that is known of it, and where its file lies. `get` fetches one into the cache;
+a transfer that was stopped goes on where it was, and the SHA-256 of what came is recorded.
+
+Piped, the list has a line for each model, with tabs between columns and their names first; nothing is cut.
+--json gives an array of objects: name, system, network, epochs, accuracy, source, licence, file, address, and
+in words the place of what has no address."""
 
 _EXAMPLES = """\
   belvedere zoo
+  belvedere zoo esvit
+  belvedere zoo msn/vits16
+  belvedere zoo --json | jq '.[] | select(.accuracy.linear > 80) | .name'
   belvedere zoo get msn/vits16
   belvedere zoo get swav/rn50-800ep --mirror https://example.org/weights/"""
 
-_PIPED_WIDTH = 260  # for `belvedere zoo | grep`: one line for each model
 _FOLDER = "zoo"
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of `belvedere zoo`."""
     parser = command_parser("zoo", _DESCRIPTION, examples=_EXAMPLES)
-    parser.add_argument("action", nargs="?", choices=("get",), help="fetch a model (default: list them all)")
-    parser.add_argument("name", nargs="?", metavar="NAME", help="the model's recipe, as listed")
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="[get] NAME",
+        help="a model, as listed: tell of it or, after `get`, fetch it; or a system (msn): list its models",
+    )
+    parser.add_argument("--json", action="store_true", help="for a program: all that is known, as JSON")
     parser.add_argument(
         "--mirror", metavar="URL", help="another place that has the file, under the same name"
     )
@@ -52,27 +60,46 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table, or fetch a file."""
-    if args.action is None:
-        if args.mirror or args.sha256:
-            raise UsageError("--mirror and --sha256 say how to fetch a model: belvedere zoo get NAME")
-        screen = Console(highlight=False, emoji=False)
-        if not screen.is_terminal:
-            screen.width = _PIPED_WIDTH
-        screen.print(_table(), crop=False)
+    """List models, tell of one, or fetch it."""
+    if args.what[:1] == ["get"]:
+        if args.json:
+            raise UsageError("--json is for what is listed; leave it out of belvedere zoo get NAME")
+        if len(args.what) != 2:
+            raise UsageError("belvedere zoo get NAME: give the name of a model; `belvedere zoo` lists them")
+        _get(_entry(args.what[1]), mirror=args.mirror, sha256=args.sha256)
         return EXIT_DONE
-    if args.name is None:
-        raise UsageError("belvedere zoo get NAME: give the name of a model; `belvedere zoo` lists them")
-    _get(_entry(args.name), mirror=args.mirror, sha256=args.sha256)
+    if args.mirror or args.sha256:
+        raise UsageError("--mirror and --sha256 say how to fetch a model: belvedere zoo get NAME")
+    if len(args.what) > 1:
+        raise UsageError(f"one name at a time, not {' '.join(args.what)}; to fetch: belvedere zoo get NAME")
+    _show(*args.what, as_json=args.json)
     return EXIT_DONE
 
 
-def _entry(name: str) -> Entry:
+def _show(name: str | None = None, *, as_json: bool) -> None:
+    """All models, a system's, or one, on standard output."""
+    from belvedere.commands import zoo_list
     from belvedere.zoo.catalogue import entries
+
+    own = tuple(one for one in entries() if name in (None, one.system))
+    models = own or (_entry(name or ""),)
+    if as_json:
+        sys.stdout.write(zoo_list.as_json(models) + "\n")
+        return
+    screen = Console(highlight=False, emoji=False)
+    if own:
+        zoo_list.show(models, screen)
+    else:
+        zoo_list.show_one(models[0], screen)
+
+
+def _entry(name: str) -> Entry:
+    from belvedere.zoo.catalogue import LICENCES, entries
 
     known = {entry.name: entry for entry in entries()}
     if name not in known:
-        raise UsageError(f"there is no model {with_nearest(name, known)}; `belvedere zoo` lists them")
+        nearest = with_nearest(name, [*known, *LICENCES])
+        raise UsageError(f"there is no model {nearest}; `belvedere zoo` lists them")
     return known[name]
 
 
@@ -111,36 +138,3 @@ def _shown(name: str) -> Iterator[Progress | None]:
     with Bar(*columns, console=console(), transient=True) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _table() -> Table:
-    from belvedere.zoo.catalogue import entries
-
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("model and recipe", no_wrap=True)
-    table.add_column("network")
-    for name in ("epochs", "k-NN", "linear"):
-        table.add_column(name, justify="right")
-    for name in ("few labels", "licence", "where"):
-        table.add_column(name)
-    for entry in entries():
-        accuracy = dict(entry.accuracy)
-        scores = [f"{accuracy.pop(name):.1f}" if name in accuracy else "" for name in ("k-NN", "linear")]
-        few = ", ".join(f"{name} {score:.1f}" for name, score in accuracy.items())
-        licence = entry.licence.partition(" ")[0]
-        where = entry.address or entry.place
-        cells = (entry.name, _network(entry.backbone), str(entry.epochs), *scores, few, licence, where)
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
-
-
-def _network(spec: BackboneSpec) -> str:
-    """A network in a few words."""
-    if spec.name == "vit":
-        return f"ViT {spec.width}x{spec.depth}/{spec.patch_px}"
-    blocks = "-".join(map(str, spec.blocks))
-    if spec.name == "resnet":
-        return f"ResNet {blocks}" + (f", {spec.widen} times as wide" if spec.widen > 1 else "")
-    if spec.name == "swin":
-        return f"Swin {spec.embed_width}, {blocks}, windows of {spec.window}"
-    return f"{'CvT' if spec.name == 'cvt' else 'ViL'} {spec.widths[0]}, {blocks}, windows of {spec.window}"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from belvedere.core.files import write_bytes
 from belvedere.eval import logistic
-from belvedere.eval.fewshot import regularization
+from belvedere.eval.classifier import fit_classifier
 from belvedere.eval.labelled import Labelled
 
 HEADER = ("file", "label", "probability")
@@ -40,15 +40,13 @@ def predict(
     lambd: the regularization; without it, chosen by inner cross-validation where a class has two labels, else
     published.
     """
-    x, y, num_classes = logistic.preprocess(train.features.to(device)), train.y.to(device), len(train.classes)
-    most = int(np.bincount(train.labels).max())
-    lambdas, folds = regularization(x[None], y[None], most, num_classes=num_classes, lambd=lambd)
-    weights = logistic.fit(x, y, lambdas[0], num_classes=num_classes)
+    fitted = fit_classifier(train, lambd=lambd, device=device)
+    weights = fitted.weights.to(device)
     best = []
     for part in torch.split(features.to(device), _ROWS):
         best.append(logistic.predict_proba(logistic.preprocess(part), weights).max(-1))
     label, probability = (torch.cat([getattr(b, name) for b in best]).cpu() for name in ("indices", "values"))
-    return Predictions(label.numpy(), probability.numpy(), lambdas[0], folds)
+    return Predictions(label.numpy(), probability.numpy(), fitted.lambd, fitted.folds)
 
 
 def write_predictions(

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -122,8 +122,8 @@ class Method(nn.Module):
     """Base of all methods. `student` is trained (and wrapped for several processes); `teacher`, where there
     is one, follows it.
 
-    A method page also defines `Options`, its `Settings` under `method:` in the recipe, and `build`, which
-    makes the method of options, a backbone and a seed. roles: the views it works on; optional_roles: those of
+    A method page also has `Options`, its `Settings` under `method:` in the recipe, and `build`, which makes
+    the method of options, a backbone and a seed. roles: the views it works on; optional_roles: those of
     them that a recipe may leave out; teacher_roles: those that the student does not see. backbones: what it
     works with, by their names in a recipe. schedule_first, peak_twice: how its paper's code counts schedules
     (`first` and `peak_twice` of `WarmupCosine`). per_rank_state: the buffers, by their names in the state
@@ -185,8 +185,10 @@ class Method(nn.Module):
 
 
 class MethodOptions(Settings):
-    """Base of a method page's `Options`."""
+    """Base of a method page's `Options`. prototypes_key: where a recipe says what `prototypes` tells of a
+    method, how many there are."""
 
+    prototypes_key: ClassVar[str] = "method.prototypes"
     name: str
 
     def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
@@ -206,6 +208,11 @@ class MethodOptions(Settings):
 
     def misfits(self, extent: Extent) -> list[tuple[str, str]]:
         """What this run cannot have, as (dotted key to change, words)."""
+        return []
+
+    def unfit_start(self, epoch: int, *, epochs: int) -> list[tuple[str, str]]:
+        """Why a run of `epochs` cannot go on at this epoch from weights alone, as (dotted key to change,
+        words)."""
         return []
 
     def remarks(self, extent: Extent) -> list[tuple[str, str]]:

@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from belvedere.core import dist, rng
@@ -34,90 +32,15 @@ from belvedere.core.schedule import Linear
 from belvedere.data.batch import Batch
 from belvedere.engine.health import Health
 from belvedere.engine.precision import at_least_float32, full_precision
-from belvedere.engine.remedy import STEADIER, Kind, Remedy
-from belvedere.methods.method import Clock, Encoded, Extent, Group, Kept, Losses, Method, MethodOptions
+from belvedere.methods.method import Clock, Encoded, Group, Kept, Losses, Method
+from belvedere.methods.options.msn import Options
+from belvedere.methods.shared.usage import target_watch
 from belvedere.nn.heads import ProjectionHead
-from belvedere.nn.spec import HeadSpec
 from belvedere.nn.vit import ViT
-from belvedere.ops.ema import ema_
+from belvedere.ops.ema import follow_
 from belvedere.ops.sinkhorn import sinkhorn
-from belvedere.optim.spec import Range
 
-
-class Options(MethodOptions):
-    """temperature: tau, of every prediction. sharpen: the target's extra exponent 1/T, and T's course.
-    momentum: of the teacher. Sinkhorn is off with 0 iterations, me-max with weight 0, the entropy term
-    with weight 0. patch_drop: the share of a large anchor's patches that are dropped."""
-
-    name: Literal["msn"]
-    prototypes: Annotated[int, Field(ge=2)]
-    temperature: Annotated[float, Field(gt=0.0)]
-    sharpen: Range
-    momentum: Range
-    sinkhorn_iterations: Annotated[int, Field(ge=0)]
-    memax_weight: Annotated[float, Field(ge=0.0)]
-    entropy_weight: Annotated[float, Field(ge=0.0)]
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)]
-    patch_drop: Annotated[float, Field(ge=0.0, lt=1.0)]
-    head: HeadSpec
-
-    def num_kept(self, patches: int) -> int:
-        """How many of an anchor's patches the student sees: the product cut, as the authors cut it."""
-        return int(patches * (1 - self.patch_drop))
-
-    def num_seen(self, role: str, patches: int) -> int:
-        return self.num_kept(patches) if role == "anchor" else patches
-
-    def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
-        """One target per image, and at least one patch left of a large anchor."""
-        found = []
-        if "target" in views and views["target"][0] != 1:
-            found.append(("views.target.count", f"{views['target'][0]} is not allowed; MSN has 1 target"))
-        patches = views["anchor"][1] if "anchor" in views else 0
-        if patches and self.num_kept(patches) < 1:
-            words = f"{self.patch_drop:g} leaves nothing of an anchor's {patches} patches"
-            found.append(("method.patch_drop", words))
-        return found
-
-    def remedies(self, extent: Extent) -> Sequence[Remedy]:
-        """Balance first (Sinkhorn, me-max), then the temperatures, then the size of a step."""
-        shared = "targets then share the prototypes out"
-        kept_up = "it keeps the entropy of the mean prediction high (MSN, equation 1)"
-        few, enough = max(2, extent.global_batch // 4), 5e-3 if extent.total_steps < 10_000 else 1e-3
-        takes_all: Kind = "one prototype takes all"
-        constant: Kind = "constant embedding"
-        uniform: Kind = "uniform assignment"
-        dead: Kind = "dead prototypes"
-        return (
-            Remedy(takes_all, "method.sinkhorn_iterations", "raise", 3, shared),
-            Remedy(takes_all, "method.memax_weight", "raise", 1.0, kept_up),
-            Remedy(takes_all, "method.sharpen", "raise", _both(0.25), "targets this sharp run ahead"),
-            Remedy(takes_all, "optim.lr.peak", "scale", 0.3, "large steps let the first prototype win"),
-            Remedy(constant, "optim.lr.peak", "lower", 0.01, "steps of this size silence a network"),
-            Remedy(constant, "method.head.batch_norm", "set", True, "it removes what all images share"),
-            Remedy(constant, "method.memax_weight", "raise", 1.0, kept_up),
-            Remedy(constant, "method.sharpen", "lower", _both(0.15), "soft targets are alike"),
-            Remedy(constant, "optim.lr.peak", "scale", 0.3, "large steps can silence a network"),
-            Remedy(uniform, "optim.lr.peak", "lower", 0.01, "steps of this size undo each other"),
-            Remedy(uniform, "method.temperature", "lower", 0.1, "predictions this soft stay uniform"),
-            Remedy(uniform, "method.sharpen", "lower", _both(0.25), "balanced targets this soft are uniform"),
-            Remedy(uniform, "optim.lr.peak", "raise", enough, "steps of this size change nothing in time"),
-            Remedy(
-                uniform, "method.sharpen", "lower", _both(0.15), "sharper targets tell images apart sooner"
-            ),
-            Remedy(uniform, "method.prototypes", "lower", few, "each then has four images of a batch"),
-            Remedy(uniform, "optim.lr.peak", "scale", 0.3, "large steps undo each other"),
-            Remedy(dead, "method.sinkhorn_iterations", "raise", 3, shared),
-            Remedy(dead, "method.memax_weight", "raise", 1.0, kept_up),
-            Remedy(dead, "method.prototypes", "lower", few, "a batch can then use them all"),
-            Remedy(dead, "method.prototypes", "scale", 0.5, "there are fewer kinds of images"),
-            Remedy("non-finite values", "optim.lr.peak", "lower", 0.01, "steps of this size overflow"),
-            *STEADIER,
-        )
-
-
-def _both(value: float) -> dict[str, float]:
-    return {"start": value, "final": value}
+__all__ = ["MSN", "Encoder", "Options", "build", "msn_loss"]
 
 
 class Encoder(nn.Module):
@@ -229,7 +152,7 @@ class MSN(Method):
 
     def after_update(self, encoded: Encoded, losses: Losses, at: Clock) -> None:
         """The teacher follows all parameters of the student, head included; buffers stay its own."""
-        ema_(list(self.teacher.parameters()), list(self.student.parameters()), self.scheduled(at)["momentum"])
+        follow_(self.teacher, self.student, self.scheduled(at)["momentum"])
 
     def export(self) -> Kept:
         return Kept(
@@ -269,7 +192,7 @@ def msn_loss(
     return Losses(
         total,
         terms={"ploss": ploss.detach(), "me_max": me_max.detach(), "ent": ent.detach()},
-        watch={"mean_entropy": mean_entropy.detach(), **_target_watch(q)},
+        watch={"mean_entropy": mean_entropy.detach(), **target_watch(q)},
         kept={"targets": q, "log_p": log_p.detach()},
     )
 
@@ -282,14 +205,3 @@ def _log_predictions(z: Tensor, prototypes: Tensor, options: Options) -> Tensor:
         return log_p
     smoothing = options.label_smoothing
     return (log_p.exp() * (1 - smoothing) + smoothing / options.prototypes).log()
-
-
-def _target_watch(q: Tensor) -> dict[str, Tensor]:
-    used = torch.zeros(q.shape[1], dtype=q.dtype, device=q.device)
-    used[q.argmax(1)] = 1
-    dist.all_reduce_(used, op="max")
-    return {
-        "prototypes_used": used.sum(),
-        "max_target": q.amax(1).mean(),
-        "min_target": q.amin(1).mean(),
-    }

@@ -1,4 +1,7 @@
-"""Finds method pages by listing this folder: adding a method needs no registration."""
+"""Finds method pages by listing this folder: adding a method needs no registration.
+
+Folders hold no pages, but what serves them.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from typing import Protocol, cast
 import belvedere.methods
 from belvedere.methods.method import Method, MethodOptions
 
-_NOT_PAGES = {"centered", "crops", "method", "pages"}
+_NOT_PAGES = {"method", "pages"}
 
 
 class Page(Protocol):
-    """A method's module: its options in a recipe and the class `build` makes of them."""
+    """A method's module: its options in a recipe, and the class that makes the method of them."""
 
     Options: type[MethodOptions]
     build: type[Method]
@@ -23,7 +26,8 @@ class Page(Protocol):
 @cache
 def method_names() -> tuple[str, ...]:
     """The names of all methods, sorted."""
-    found = {module.name for module in pkgutil.iter_modules(belvedere.methods.__path__)}
+    modules = pkgutil.iter_modules(belvedere.methods.__path__)
+    found = {module.name for module in modules if not module.ispkg}
     return tuple(sorted(found - _NOT_PAGES))
 
 

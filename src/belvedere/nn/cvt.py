@@ -173,7 +173,7 @@ class CvT(nn.Module):
 
     def __init__(self, spec: CvTSpec) -> None:
         super().__init__()
-        self.spec, self.width = spec, spec.widths[-1]
+        self.spec, self.width = spec, spec.out_width
         rates = torch.linspace(0, spec.drop_path, spec.depth, device="cpu").tolist()
         channels = 3
         for stage, count in enumerate(spec.blocks):

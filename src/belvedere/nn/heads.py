@@ -165,19 +165,21 @@ class TaskHeads(nn.Module):
         self.head = WeightNormHead(width, spec)
         self.head_dense = WeightNormHead(width, spec) if regions else None
 
-    def forward(self, x: Tensor, *, part: Literal["backbone", "head", "head_dense"]) -> tuple[Tensor, ...]:
-        """`backbone`: images [R, 3, H, W] -> pooled [R, D] and, where there is a head for them, regions
-        [R, N, D]; a head: features [R, D] -> unit rows [R, O] and the last layer's matrix [K, O]."""
+    def forward(
+        self, x: Tensor, *, part: Literal["backbone", "head", "head_dense"]
+    ) -> dict[str, Tensor] | tuple[Tensor, Tensor]:
+        """`backbone`: images [R, 3, H, W] -> by name, pooled [R, D] and, where there is a head for them,
+        regions [R, N, D]; a head: features [R, D] -> unit rows [R, O] and the last layer's matrix [K, O]."""
         if part != "backbone":
             head = self.head if part == "head" else self.head_dense
             assert head is not None, "there is no head for regions"
             return head.embed(x), head.last_layer.weight
         features = self.backbone(x, regions=self.head_dense is not None)
         if self.head_dense is None:
-            return (features.pooled,)
+            return {"pooled": features.pooled}
         if features.regions is None:
             raise RecipeError("method.region: this backbone gives no regions; set it to false")
-        return features.pooled, features.regions
+        return {"pooled": features.pooled, "regions": features.regions}
 
 
 def initialize_linears_(module: nn.Module, generator: torch.Generator) -> None:

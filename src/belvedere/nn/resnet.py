@@ -106,7 +106,7 @@ class ResNet(nn.Module):
 
     def __init__(self, spec: ResNetSpec) -> None:
         super().__init__()
-        self.spec, self.width = spec, spec.channels(len(spec.blocks) - 1)
+        self.spec, self.width = spec, spec.out_width
         small = spec.stem == "small"
         stem = spec.planes(0)
         self.conv1 = _conv(3, stem, 3) if small else _conv(3, stem, 7, 2)

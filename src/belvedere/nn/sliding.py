@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from belvedere.ops.attention import biased_attention
+
 _AROUND = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
 _NEIGHBOURS = tuple(offset for offset in _AROUND if offset != (0, 0))
 NUM_NEIGHBOURS = len(_NEIGHBOURS)
@@ -66,21 +68,6 @@ def hidden_keys(
             parts.append(both.reshape(-1, window**2))
         visible = torch.cat(parts, dim=1)[:, None, None, :]
         return torch.zeros(visible.shape).masked_fill(~visible, -torch.inf).to(device=device, dtype=dtype)
-
-
-def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """softmax(query key^T / sqrt(d) + bias) value.
-
-    query [B, h, S, d], key and value [B, h, T, d], bias [h, S, T] -> [B, h, S, d].
-    """
-    bias = bias.to(query.dtype)
-    if query.device.type == "cpu" and (query.dtype == torch.bfloat16 or bias.requires_grad):
-        # torch's fused kernel gives no gradient to a bias, and in bfloat16 is made for long sequences.
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # [B, h, S, T]
-        scores += bias
-        mixed: Tensor = scores.softmax(dim=-1) @ value
-        return mixed
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
 
 
 class SlidingAttention(nn.Module):

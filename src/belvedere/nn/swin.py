@@ -152,7 +152,7 @@ class Swin(nn.Module):
 
     def __init__(self, spec: SwinSpec) -> None:
         super().__init__()
-        self.spec, self.width = spec, spec.width(len(spec.blocks) - 1)
+        self.spec, self.width = spec, spec.out_width
         self.patch_embed = PatchEmbed(spec.embed_width, spec.patch_px)
         rates = iter(np.linspace(0.0, spec.drop_path, spec.depth).tolist())
         self.layers = nn.ModuleList(

@@ -24,9 +24,10 @@ from belvedere.core import rng
 from belvedere.nn.backbone import Block as BlockOutput
 from belvedere.nn.backbone import Features
 from belvedere.nn.position import bicubic_matrix
-from belvedere.nn.sliding import ALL_CHUNKS, NUM_NEIGHBOURS, SlidingAttention, biased_attention
+from belvedere.nn.sliding import ALL_CHUNKS, NUM_NEIGHBOURS, SlidingAttention
 from belvedere.nn.spec import ViLSpec
 from belvedere.nn.vit import DropPath, Mlp
+from belvedere.ops.attention import biased_attention
 
 _NORM_EPS = 1e-6
 _INIT_STD = 0.02
@@ -179,7 +180,7 @@ class ViL(nn.Module):
 
     def __init__(self, spec: ViLSpec) -> None:
         super().__init__()
-        self.spec, self.width = spec, spec.widths[-1]
+        self.spec, self.width = spec, spec.out_width
         rates = iter(torch.linspace(0, spec.drop_path, spec.depth, device="cpu").tolist())
         channels = 3
         for stage, (width, patch) in enumerate(zip(spec.widths, spec.patches, strict=True)):

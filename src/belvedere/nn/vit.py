@@ -209,7 +209,7 @@ class ViT(nn.Module):
 
     def __init__(self, spec: ViTSpec) -> None:
         super().__init__()
-        self.spec, self.width = spec, spec.width
+        self.spec, self.width = spec, spec.out_width
         self.patch_embed: PatchEmbed | ConvStem = (
             ConvStem(spec.width) if spec.stem == "conv" else PatchEmbed(spec.width, spec.patch_px)
         )

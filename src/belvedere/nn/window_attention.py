@@ -7,10 +7,10 @@ its tokens, H heads, d width of one.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from belvedere.nn.windows import cut, join, relative_index, shift_mask, whole
+from belvedere.ops.attention import biased_attention, biased_weights
 
 
 class WindowAttention(nn.Module):
@@ -29,7 +29,7 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = x.shape[1:3]
         padded = whole(rows, columns, window=self.window)
-        mixed = _attention(*self._split(x, padded), self._bias(padded))  # [B, W, H, T, d]
+        mixed = biased_attention(*self._split(x, padded), self._bias(padded))  # [B, W, H, T, d]
         joined = _rolled(join(mixed, *padded, window=self.window), -self.shift)
         out: Tensor = self.proj(joined[:, :rows, :columns])
         return out
@@ -38,7 +38,7 @@ class WindowAttention(nn.Module):
         """The softmaxed attention [B * W, H, T, T], the windows of an image row by row."""
         padded = whole(x.shape[1], x.shape[2], window=self.window)
         query, key, _ = self._split(x, padded)
-        return _weights(query, key, self._bias(padded)).flatten(0, 1)
+        return biased_weights(query, key, self._bias(padded)).flatten(0, 1)
 
     def _split(self, x: Tensor, padded: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [B, W, H, T, d] of a map [B, R, C, D]."""
@@ -76,27 +76,6 @@ def _padded(qkv: Tensor, bias: Tensor, sides: tuple[int, int]) -> Tensor:
     if rows < sides[0]:
         qkv = torch.cat([qkv, fill.expand(batch, sides[0] - rows, sides[1], -1)], 1)
     return qkv
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """softmax(query key^T / sqrt(d) + bias) value, all [B, W, H, T, d]; bias [H, T, T] or [W, H, T, T]."""
-    if query.device.type == "cpu" and (query.dtype == torch.bfloat16 or bias.requires_grad):
-        # torch's fused kernel gives no gradient to a bias, and in bfloat16 is made for long sequences.
-        return _weights(query, key, bias) @ value
-    bias = bias.to(query.dtype)
-    # [1, H, T, T] or [B * W, H, T, T]: half of what a copy of queries, keys and values with a batch of images
-    # and "heads" of windows would take for windows of 7.
-    mask = bias[None] if bias.dim() == 3 else bias.repeat(query.shape[0], 1, 1, 1)
-    q, k, v = (part.flatten(0, 1) for part in (query, key, value))  # [B * W, H, T, d]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).view_as(query)
-
-
-def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
-    """softmax(query key^T / sqrt(d) + bias) [B, W, H, T, T]."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    scores += bias.to(scores.dtype)
-    weights: Tensor = scores.softmax(dim=-1)
-    return weights
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -10,6 +10,7 @@ Legend: V views, B images, H, W pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,26 @@ class Blend:
 
     share: float
     box: tuple[int, int, int, int] | None
+
+
+def mixed_views(
+    crops: Mapping[str, Tensor], seed: int, *, views: int, alpha: float, cutmix_alpha: float, cutmix_p: float
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The crops [V, B, 3, H, W] of each role, the first `views` of all mixed, each its own way; and how much
+    of each image (row) each crop (column) is: [V, B, B] of the crops of all roles in their order."""
+    mixed: dict[str, Tensor] = {}
+    matrices: list[Tensor] = []
+    for role, given in crops.items():
+        made = []
+        for images in given:  # [B, 3, H, W]
+            number, blend = len(matrices), None
+            if number < views:
+                how = {"alpha": alpha, "cutmix_alpha": cutmix_alpha, "cutmix_p": cutmix_p}
+                blend = draw_blend(seed, number, images.shape[-1], **how)
+            made.append(images if blend is None else blended(images, blend))
+            matrices.append(shares(blend, images, len(images)))
+        mixed[role] = torch.stack(made)
+    return mixed, torch.stack(matrices)
 
 
 def draw_blend(seed: int, view: int, px: int, *, alpha: float, cutmix_alpha: float, cutmix_p: float) -> Blend:

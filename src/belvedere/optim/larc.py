@@ -7,11 +7,13 @@ start like this. A parameter without a gradient is left alone entirely: no decay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from belvedere.optim.momentum import ScaledMomentum, Term
 
 
 class Scaled(NamedTuple):
@@ -38,12 +40,8 @@ def larc_scaled(
     return Scaled(factor, adapted.to(size.dtype) * weight_decay, adapted)
 
 
-class LARC(torch.optim.Optimizer):
-    """v <- momentum * v + factor * (g + decay * p), p <- p - lr * v; the first v is that step's gradient.
-
-    lr and weight_decay of a group are what `optim.groups.set_` writes in every step. State:
-    `momentum_buffer`, and none for a parameter that never had a gradient.
-    """
+class LARC(ScaledMomentum):
+    """v <- momentum * v + factor * (g + decay * p), p <- p - lr * v; the first v is that step's gradient."""
 
     def __init__(
         self,
@@ -58,37 +56,13 @@ class LARC(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "eps": eps}
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            trained = [p for p in group["params"] if p.grad is not None]
-            if trained:
-                self._step_of(trained, group)
-        return loss
-
-    def _step_of(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [p.grad for p in parameters if p.grad is not None]
+    def _terms(
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
+    ) -> Iterator[Term]:
+        decay = group["weight_decay"]
         scaled = larc_scaled(
-            parameters,
-            gradients,
-            trust=group["trust"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
+            parameters, gradients, trust=group["trust"], weight_decay=decay, eps=group["eps"]
         )
-        moments = [self._momentum_of(p) for p in parameters]
-        torch._foreach_mul_(moments, group["momentum"])
-        torch._foreach_add_(moments, torch._foreach_mul(gradients, list(scaled.factor)))
-        if group["weight_decay"]:
-            torch._foreach_add_(moments, torch._foreach_mul(parameters, list(scaled.factor * scaled.decay)))
-        torch._foreach_add_(parameters, moments, alpha=-group["lr"])
-
-    def _momentum_of(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer: Tensor = state["momentum_buffer"]
-        return buffer
+        yield gradients, scaled.factor
+        if decay:
+            yield parameters, scaled.factor * scaled.decay

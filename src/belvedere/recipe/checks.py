@@ -12,16 +12,7 @@ from typing import Any
 from belvedere.data.spec import ViewSpec, mistakes_between
 from belvedere.methods.method import MethodOptions
 from belvedere.methods.pages import page
-from belvedere.nn.spec import (
-    BackboneSpec,
-    CvTSpec,
-    FeatureSpec,
-    HeadSpec,
-    ResNetSpec,
-    SwinSpec,
-    ViLSpec,
-    has_batch_norm,
-)
+from belvedere.nn.spec import BackboneSpec, FeatureSpec, HeadSpec
 from belvedere.optim.spec import AnyOptimSpec, Range
 from belvedere.recipe.explain import did_you_mean
 from belvedere.recipe.schema import InitSpec, Published, Recipe, RunSpec, TrainSpec
@@ -61,58 +52,22 @@ def _method_views(method: MethodOptions, views: Views, backbone: BackboneSpec) -
         yield tuple(key.split(".")), words
 
 
-def _multiples(given_px: int, patch_px: int) -> str:
-    below = given_px // patch_px * patch_px
-    nearest = f"{below} or {below + patch_px}" if below else f"{patch_px}"
-    return f"{given_px} is no multiple of backbone.patch_px, {patch_px}; the nearest are {nearest}"
-
-
-def _size(backbone: BackboneSpec, px: int) -> str:
-    """Why the backbone cannot take images of this size, and the nearest that it can; or nothing."""
-    if isinstance(backbone, SwinSpec | CvTSpec | ViLSpec):
-        words = backbone.refusal(px)
-        return f"{px} {words}" if words else ""
-    return _multiples(px, backbone.multiple_px) if px % backbone.multiple_px else ""
-
-
 def _view_sizes(backbone: BackboneSpec, views: Views) -> Findings:
     for role, view in views.items():
-        if words := _size(backbone, view.px):
-            yield ("views", role, "px"), words
+        if words := backbone.refusal(view.px):
+            yield ("views", role, "px"), f"{view.px} {words}"
 
 
 def _features(backbone: BackboneSpec, features: FeatureSpec) -> Findings:
-    if words := _size(backbone, features.crop_px):
-        yield ("features", "crop_px"), words
+    if words := backbone.refusal(features.crop_px):
+        yield ("features", "crop_px"), f"{features.crop_px} {words}"
     if features.blocks > backbone.depth:
         words = f"{features.blocks} blocks of a backbone with depth {backbone.depth}; give at most its depth"
         yield ("features", "blocks"), words
-    if words := _source(backbone, features.source):
+    if words := backbone.source_refusal(features.source):
         yield ("features", "source"), f"{features.source} is not allowed; {words}"
-    elif isinstance(backbone, ResNetSpec) and features.norm != "none":
-        yield ("features", "norm"), f"{features.norm} has no effect; a ResNet has no final norm; give none"
-    elif isinstance(backbone, SwinSpec | CvTSpec | ViLSpec) and features.norm == "all":
-        own = backbone.blocks[-1]
-        if features.blocks > own:
-            words = (
-                f"all does not fit {features.blocks} blocks: the final norm is as wide as the last stage, "
-            )
-            yield ("features", "norm"), words + f"which has {own} of them; give last_stage"
-
-
-def _source(backbone: BackboneSpec, source: str) -> str:
-    """Why the backbone has no such feature, and which it has; or nothing."""
-    match backbone:
-        case ResNetSpec() | SwinSpec() | CvTSpec():
-            networks = {"resnet": "ResNet", "swin": "Swin", "cvt": "CvT"}
-            words = f"a {networks[backbone.name]} has no class token; give pooled or mean"
-            return words if "cls" in source else ""
-        case ViLSpec():
-            words = "the last stage of a ViL has no class token; give cls_or_mean, mean or pooled"
-            return words if source in ("cls", "cls+mean") else ""
-        case _:
-            words = "every block of a ViT has a class token; give cls"
-            return words if source == "cls_or_mean" else ""
+    elif words := backbone.norm_refusal(features.norm, features.blocks):
+        yield ("features", "norm"), f"{features.norm} {words}"
 
 
 def _photometry(views: Views) -> Findings:
@@ -168,7 +123,7 @@ def _milestones(run: RunSpec, train: TrainSpec) -> Findings:
 def _batch_norm(method: MethodOptions, backbone: BackboneSpec, train: TrainSpec) -> Findings:
     """BatchNorm needs more than one image, and its groups need a BatchNorm."""
     head = getattr(method, "head", None)
-    in_head, in_backbone = getattr(head, "batch_norm", False), has_batch_norm(backbone)
+    in_head, in_backbone = getattr(head, "batch_norm", False), backbone.has_batch_norm
     if train.global_batch < 2 and (in_backbone or (isinstance(head, HeadSpec) and in_head)):
         key = "the backbone's BatchNorm" if in_backbone else "method.head.batch_norm"
         words = (
@@ -195,10 +150,12 @@ def _method_ranges(method: MethodOptions) -> Findings:
                     yield ("method", name, end), f"{value:g} is not allowed; {words}"
 
 
-def _init(init: InitSpec | None, train: TrainSpec) -> Findings:
-    if init is None:
+def _init(init: InitSpec | None, train: TrainSpec, method: MethodOptions) -> Findings:
+    if init is None or init.start_epoch is None:
         return
-    if init.start_epoch is not None and init.start_epoch >= train.epochs:
+    for key, words in method.unfit_start(init.start_epoch, epochs=train.epochs):
+        yield tuple(key.split(".")), words
+    if init.start_epoch >= train.epochs:
         words = f"{init.start_epoch} is the end of the run, train.epochs {train.epochs}; give a smaller one"
         yield ("init", "start_epoch"), words
 
@@ -225,7 +182,7 @@ _CHECKS: tuple[tuple[Callable[..., Findings], tuple[str, ...]], ...] = (
     (_lengths, ("optim", "train")),
     (_milestones, ("run", "train")),
     (_batch_norm, ("method", "backbone", "train")),
-    (_init, ("init", "train")),
+    (_init, ("init", "train", "method")),
 )
 
 

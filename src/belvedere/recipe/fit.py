@@ -5,7 +5,6 @@ from __future__ import annotations
 from belvedere.data.order import steps_per_epoch
 from belvedere.data.spec import told
 from belvedere.methods.method import Extent
-from belvedere.nn.spec import has_batch_norm
 from belvedere.recipe.checks import Finding
 from belvedere.recipe.schema import Recipe
 
@@ -49,7 +48,7 @@ def _batch_norm(recipe: Recipe, world_size: int) -> list[Finding]:
         fit = ", ".join(str(size) for size in range(1, world_size + 1) if world_size % size == 0)
         words = f"{group} cannot share out {world_size} processes; give null (all together) or one of {fit}"
         return [(("train", "batch_norm_group"), words)]
-    if not has_batch_norm(recipe.backbone):
+    if not recipe.backbone.has_batch_norm:
         return []
     together = group or world_size
     if together * batch < 2:

@@ -14,7 +14,6 @@ from belvedere.data.order import steps_per_epoch as whole_batches
 from belvedere.data.spec import Part, told
 from belvedere.methods.method import Clock, Extent
 from belvedere.methods.pages import page
-from belvedere.nn.spec import has_batch_norm
 from belvedere.recipe.checks import check_recipe
 from belvedere.recipe.explain import dotted
 from belvedere.recipe.fit import extent, fits
@@ -171,8 +170,9 @@ def _warnings(plan: Plan) -> list[str]:
     prototypes = getattr(recipe.method, "prototypes", 0)
     if isinstance(prototypes, int) and prototypes > plan.num_images:
         found.append(
-            f"method.prototypes: {prototypes} prototypes for {plan.num_images} images: every image could "
-            "have one to itself, and then nothing ties similar images together; set it well below the images"
+            f"{recipe.method.prototypes_key}: {prototypes} prototypes for {plan.num_images} images: every "
+            "image could have one to itself, and then nothing ties similar images together; set it well "
+            "below the images"
         )
     left = plan.num_images - plan.steps_per_epoch * recipe.train.global_batch
     if left > plan.num_images // 4:
@@ -186,7 +186,7 @@ def _warnings(plan: Plan) -> list[str]:
             f"{plan.total_steps}: the learning rate never reaches its peak; make the warm-up shorter or "
             "train longer"
         )
-    if plan.micro_batches > 1 and has_batch_norm(recipe.backbone):
+    if plan.micro_batches > 1 and recipe.backbone.has_batch_norm:
         found.append(
             f"run.micro_batch: each of the {plan.micro_batches} micro-batches has statistics of its own in "
             "the backbone's BatchNorm, so the numbers are those of as many processes with "

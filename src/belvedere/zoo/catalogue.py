@@ -69,6 +69,11 @@ class Entry:
         return base + self.file if base and self.file else None
 
     @property
+    def is_published(self) -> bool:
+        """Whether its authors gave the file away at all."""
+        return bool(self.address or self.note or self.system in PLACES)
+
+    @property
     def place(self) -> str:
         """In words, where the file is: for those without an address."""
         return self.note or PLACES.get(self.system) or "nowhere that its authors say"

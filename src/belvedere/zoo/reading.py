@@ -8,7 +8,7 @@ import argparse
 import json
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +74,47 @@ def read_pickle(path: Path) -> Any:
         with path.open("rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP
         with torch.serialization.safe_globals(_allowed()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except FileNotFoundError as error:
         raise WeightsError(f"{path} does not exist") from error
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
         raise WeightsError(
             f"{path} is refused: it is damaged, or asks to run code or build objects that no checkpoint "
-            f"needs ({_wanted(error) or reason})"
+            f"needs ({_reason(error)})"
         ) from error
     except _DAMAGED as error:
         raise WeightsError(f"{path} is no readable checkpoint ({type(error).__name__}: {error})") from error
+    _refuse_claims(content, path)
+    return content
+
+
+def _refuse_claims(content: Any, path: Path) -> None:
+    """Raise `WeightsError` for tensors whose numbers are not in the file as they are: sparse or quantized
+    ones, ones without numbers, and views that repeat a few so often that a copy would fill the memory."""
+    num_bytes, left, seen = path.stat().st_size, [content], {id(content)}
+    while left:
+        value = left.pop()
+        if isinstance(value, torch.Tensor):
+            if kind := _unusual(value):
+                raise WeightsError(f"{path} holds a {kind} tensor; save it with all its numbers, dense")
+            if value.numel() > num_bytes:
+                shape = list(value.shape)
+                raise WeightsError(f"{path} has {num_bytes} bytes and announces a tensor of shape {shape}")
+            continue
+        held = value.values() if isinstance(value, Mapping) else value
+        if isinstance(held, Iterable) and not isinstance(held, str | bytes | np.ndarray):
+            fresh = [one for one in held if id(one) not in seen]
+            seen.update(map(id, fresh))
+            left.extend(fresh)
+
+
+def _unusual(tensor: torch.Tensor) -> str:
+    """What keeps a tensor from being read as it is, or ""."""
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.layout is not torch.strided:
+        return "sparse"
+    return "" if tensor.device.type == "cpu" else tensor.device.type
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -122,9 +152,10 @@ def _allowed() -> list[Any]:
     return [argparse.Namespace, np.dtype, *kinds, *((scalar, name) for name in names)]
 
 
-def _wanted(error: pickle.UnpicklingError) -> str | None:
-    """The object that a refused file asked for, out of torch's long explanation."""
-    for line in str(error).splitlines():
-        if "GLOBAL" in line:
-            return line.strip()
-    return None
+def _reason(error: pickle.UnpicklingError) -> str:
+    """Why a file is refused, out of torch's long explanation, without its advice to trust the file: the line
+    that names an object, or what its reader stumbled over."""
+    named = [line for line in str(error).splitlines() if "GLOBAL" in line]
+    said = named[0] if named else str(error)
+    told = said.partition("WeightsUnpickler error: ")[2].strip() or "\n".join(named) or "no pickle"
+    return told.splitlines()[0].partition(" Please use")[0].strip()

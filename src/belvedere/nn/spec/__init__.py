@@ -18,11 +18,6 @@ BackboneSpec = Annotated[ViTSpec | ResNetSpec | SwinSpec | CvTSpec | ViLSpec, Fi
 """Any backbone of a recipe or a card, told apart by its name."""
 
 
-def has_batch_norm(spec: BackboneSpec) -> bool:
-    """Whether a network has statistics of the images it is shown together with."""
-    return isinstance(spec, ResNetSpec | CvTSpec)
-
-
 __all__ = [
     "BackboneSpec",
     "ContrastiveHeadSpec",
@@ -35,5 +30,4 @@ __all__ = [
     "ViLSpec",
     "ViTSpec",
     "WeightNormHeadSpec",
-    "has_batch_norm",
 ]

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from belvedere.core.settings import Settings
 from belvedere.nn.spec.count import Count
-
-_PerStage = Annotated[tuple[Count, ...], Field(min_length=1)]
+from belvedere.nn.spec.refusals import no_class_token, norm_of_last_stage
+from belvedere.nn.spec.stages import PerStage, check_stages
 
 
 class CvTSpec(Settings):
@@ -19,11 +19,11 @@ class CvTSpec(Settings):
     block's rate; linear from 0 over all blocks."""
 
     name: Literal["cvt"]
-    widths: _PerStage
-    heads: _PerStage
-    blocks: _PerStage
-    kernels: _PerStage
-    strides: _PerStage
+    widths: PerStage
+    heads: PerStage
+    blocks: PerStage
+    kernels: PerStage
+    strides: PerStage
     paddings: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     window: Count
     mlp_ratio: Annotated[float, Field(gt=0.0)]
@@ -31,13 +31,7 @@ class CvTSpec(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> CvTSpec:
-        stages = len(self.blocks)
-        for key in ("widths", "heads", "kernels", "strides", "paddings"):
-            if len(getattr(self, key)) != stages:
-                raise ValueError(f"{key} has {len(getattr(self, key))} entries for {stages} stages (blocks)")
-        for width, heads in zip(self.widths, self.heads, strict=True):
-            if width % heads:
-                raise ValueError(f"a stage's width {width} is no multiple of its heads {heads}")
+        check_stages(self, "kernels", "strides", "paddings")
         for kernel, padding in zip(self.kernels, self.paddings, strict=True):
             if 2 * padding >= kernel:
                 raise ValueError(
@@ -45,6 +39,16 @@ class CvTSpec(Settings):
                     f"at most {(kernel - 1) // 2}"
                 )
         return self
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the network has statistics of the images it is shown together with."""
+        return True
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the feature that the network gives."""
+        return self.widths[-1]
 
     @property
     def depth(self) -> int:
@@ -66,6 +70,14 @@ class CvTSpec(Settings):
         if px >= self.least_px:
             return ""
         return f"leaves the last stage no cell; the smallest that this CvT can take is {self.least_px}"
+
+    def source_refusal(self, source: str) -> str:
+        """Why the network has no feature of this `source`, and which it has; or ""."""
+        return no_class_token("a CvT", source)
+
+    def norm_refusal(self, norm: str, blocks: int) -> str:
+        """Why the final norm cannot be put on the last `blocks` outputs as `norm` says; or ""."""
+        return norm_of_last_stage(norm, blocks, self.blocks)
 
     def sides(self, px: int) -> tuple[int, ...]:
         """The side of each stage's map for a square image of `px` pixels; 0 where nothing is left."""

@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from belvedere.core.settings import Settings
 from belvedere.nn.spec.count import Count
+from belvedere.nn.spec.refusals import no_class_token
 
 
 class ResNetSpec(Settings):
@@ -47,6 +48,16 @@ class ResNetSpec(Settings):
         return self.planes(stage) * (4 if self.block == "bottleneck" else 1)
 
     @property
+    def has_batch_norm(self) -> bool:
+        """Whether the network has statistics of the images it is shown together with."""
+        return True
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the feature that the network gives."""
+        return self.channels(len(self.blocks) - 1)
+
+    @property
     def depth(self) -> int:
         """How many outputs `features.blocks` can ask for: the stages."""
         return len(self.blocks)
@@ -55,6 +66,18 @@ class ResNetSpec(Settings):
     def multiple_px(self) -> int:
         """Image sides must be multiples of this: any will do."""
         return 1
+
+    def refusal(self, px: int) -> str:
+        """Why the network cannot take a square image of `px` pixels: it takes all, ""."""
+        return ""
+
+    def source_refusal(self, source: str) -> str:
+        """Why the network has no feature of this `source`, and which it has; or ""."""
+        return no_class_token("a ResNet", source)
+
+    def norm_refusal(self, norm: str, blocks: int) -> str:
+        """Why the final norm cannot be put on the last `blocks` outputs as `norm` says; or ""."""
+        return "" if norm == "none" else "has no effect; a ResNet has no final norm; give none"
 
     def num_patches(self, px: int) -> int:
         """Cells of the last map for a square image; every stride halves a side, rounding up."""

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from belvedere.core.settings import Settings
 from belvedere.nn.spec.count import Count
+from belvedere.nn.spec.refusals import no_class_token, no_whole_patches, norm_of_last_stage
+from belvedere.nn.spec.stages import PerStage
 
 
 class SwinSpec(Settings):
@@ -19,8 +21,8 @@ class SwinSpec(Settings):
 
     name: Literal["swin"]
     embed_width: Count
-    blocks: Annotated[tuple[Count, ...], Field(min_length=1)]
-    heads: Annotated[tuple[Count, ...], Field(min_length=1)]
+    blocks: PerStage
+    heads: PerStage
     patch_px: Count
     window: Count
     mlp_ratio: Annotated[float, Field(gt=0.0)]
@@ -51,6 +53,16 @@ class SwinSpec(Settings):
         """Columns of a token of a stage (from 0)."""
         return self.embed_width << stage
 
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the network has statistics of the images it is shown together with."""
+        return False
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the feature that the network gives."""
+        return self.width(len(self.blocks) - 1)
+
     def built_side(self, stage: int) -> int:
         """The side of a stage's map for images of `image_px`."""
         return (self.image_px // self.patch_px) >> stage
@@ -76,11 +88,15 @@ class SwinSpec(Settings):
 
     def refusal(self, px: int) -> str:
         """Why the network cannot take a square image of `px` pixels, and the nearest that it can; or ""."""
-        below = px - px % self.patch_px
-        if px == below:
-            return ""
-        nearest = f"{below} and {below + self.patch_px}" if below else f"{self.patch_px}"
-        return f"has no whole patches of {self.patch_px} px; the nearest that it can take are {nearest}"
+        return no_whole_patches(px, self.patch_px)
+
+    def source_refusal(self, source: str) -> str:
+        """Why the network has no feature of this `source`, and which it has; or ""."""
+        return no_class_token("a Swin", source)
+
+    def norm_refusal(self, norm: str, blocks: int) -> str:
+        """Why the final norm cannot be put on the last `blocks` outputs as `norm` says; or ""."""
+        return norm_of_last_stage(norm, blocks, self.blocks)
 
     def num_patches(self, px: int) -> int:
         """Tokens of the last stage for a square image of `px` pixels, a multiple of `multiple_px`."""

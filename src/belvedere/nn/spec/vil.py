@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from belvedere.core.settings import Settings
 from belvedere.nn.spec.count import Count
-
-_PerStage = Annotated[tuple[Count, ...], Field(min_length=1)]
+from belvedere.nn.spec.refusals import no_whole_patches, norm_of_last_stage
+from belvedere.nn.spec.stages import PerStage, check_stages
 
 
 class ViLSpec(Settings):
@@ -29,10 +29,10 @@ class ViLSpec(Settings):
     """
 
     name: Literal["vil"]
-    widths: _PerStage
-    heads: _PerStage
-    blocks: _PerStage
-    patches: _PerStage
+    widths: PerStage
+    heads: PerStage
+    blocks: PerStage
+    patches: PerStage
     sparse: Annotated[tuple[bool, ...], Field(min_length=1)]
     class_token: Annotated[tuple[bool, ...], Field(min_length=1)]
     window: Count
@@ -43,13 +43,7 @@ class ViLSpec(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> ViLSpec:
-        stages = len(self.blocks)
-        for key in ("widths", "heads", "patches", "sparse", "class_token"):
-            if len(getattr(self, key)) != stages:
-                raise ValueError(f"{key} has {len(getattr(self, key))} entries for {stages} stages (blocks)")
-        for width, heads in zip(self.widths, self.heads, strict=True):
-            if width % heads:
-                raise ValueError(f"a stage's width {width} is no multiple of its heads {heads}")
+        check_stages(self, "patches", "sparse", "class_token")
         if self.class_token[-1]:
             raise ValueError(
                 "class_token of the last stage must be false: its cells alone make the feature, and what a "
@@ -60,6 +54,16 @@ class ViLSpec(Settings):
         if words := self.refusal(self.image_px):
             raise ValueError(f"image_px {self.image_px} {words}")
         return self
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the network has statistics of the images it is shown together with."""
+        return False
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the feature that the network gives."""
+        return self.widths[-1]
 
     @property
     def depth(self) -> int:
@@ -81,11 +85,16 @@ class ViLSpec(Settings):
         """Why the network cannot take a square image of `px` pixels, and the nearest that it can; or ""."""
         if px < self.least_px:
             return f"leaves the last stage no cell; the smallest that this ViL can take is {self.least_px}"
-        below = px - px % self.multiple_px
-        if px == below:
-            return ""
-        nearest = f"{below} and {below + self.multiple_px}"
-        return f"has no whole patches of {self.multiple_px} px; the nearest that it can take are {nearest}"
+        return no_whole_patches(px, self.multiple_px)
+
+    def source_refusal(self, source: str) -> str:
+        """Why the network has no feature of this `source`, and which it has; or ""."""
+        words = "the last stage of a ViL has no class token; give cls_or_mean, mean or pooled"
+        return words if source in ("cls", "cls+mean") else ""
+
+    def norm_refusal(self, norm: str, blocks: int) -> str:
+        """Why the final norm cannot be put on the last `blocks` outputs as `norm` says; or ""."""
+        return norm_of_last_stage(norm, blocks, self.blocks)
 
     def sides(self, px: int) -> tuple[int, ...]:
         """The side of each stage's map for a square image of `px` pixels."""

@@ -44,9 +44,36 @@ class ViTSpec(Settings):
         return self
 
     @property
+    def has_batch_norm(self) -> bool:
+        """Whether the network has statistics of the images it is shown together with."""
+        return self.stem == "conv"
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the feature that the network gives."""
+        return self.width
+
+    @property
     def multiple_px(self) -> int:
         """Image sides must be multiples of this."""
         return self.patch_px
+
+    def refusal(self, px: int) -> str:
+        """Why the network cannot take a square image of `px` pixels, and the nearest that it can; or ""."""
+        below = px - px % self.patch_px
+        if px == below:
+            return ""
+        nearest = f"{below} or {below + self.patch_px}" if below else f"{self.patch_px}"
+        return f"is no multiple of backbone.patch_px, {self.patch_px}; the nearest are {nearest}"
+
+    def source_refusal(self, source: str) -> str:
+        """Why the network has no feature of this `source`, and which it has; or ""."""
+        words = "every block of a ViT has a class token; give cls"
+        return words if source == "cls_or_mean" else ""
+
+    def norm_refusal(self, norm: str, blocks: int) -> str:
+        """Why the final norm cannot be put on the last `blocks` outputs as `norm` says: it fits all, ""."""
+        return ""
 
     def num_patches(self, px: int) -> int:
         """Patches of a square image of `px` pixels, a multiple of `multiple_px`."""

@@ -25,11 +25,20 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MODULE = "module."
 """What training on several processes puts before every name."""
 
+DROPPED = {
+    "epoch": "a count, kept in this card under data",
+    "args": "the command line of the run it comes from",
+    "fp16_scaler": "the scale of half-precision gradients, which belvedere does not use",
+}
+"""Entries of the training files of DINO and its descendants EsViT and Mugs, and why none is kept."""
+
 _WEIGHT_NORM = {
     "last_layer.parametrizations.weight.original0": "last_layer.weight_g",
     "last_layer.parametrizations.weight.original1": "last_layer.weight_v",
 }
 """torch's newer names of a weight-normed layer's lengths and directions, and those of published files."""
+
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,11 @@ def checked(value: Any, name: str, *, origin: str) -> Tensor:
     """`value` as a tensor of finite numbers in at least float32; copied only if it is in half precision."""
     if not isinstance(value, Tensor):
         raise WeightsError(f"{origin}: {name} is a {type(value).__name__}, must be a tensor")
+    if value.dtype.is_complex or (value.is_floating_point() and value.dtype not in _FLOATS):
+        raise WeightsError(
+            f"{origin}: {name} is of {str(value.dtype).removeprefix('torch.')}, must be of whole numbers, "
+            "float16, bfloat16, float32 or float64"
+        )
     if value.is_floating_point() and not bool(value.isfinite().all()):
         raise WeightsError(f"{origin}: {name} has values that are not finite numbers")
     tensor = value.detach()

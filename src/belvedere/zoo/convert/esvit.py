@@ -16,6 +16,7 @@ from belvedere.core.errors import WeightsError
 from belvedere.core.match import Shape
 from belvedere.nn.spec import BackboneSpec, FeatureSpec
 from belvedere.zoo.convert.checkpoint import (
+    DROPPED,
     Asked,
     Checkpoint,
     Converted,
@@ -36,11 +37,6 @@ from belvedere.zoo.convert.networks import network_of
 from belvedere.zoo.convert.vil import without_shared
 
 SYSTEMS = ("esvit",)
-DROPPED = {
-    "epoch": "a count, kept in this card under data",
-    "args": "the command line of the run it comes from",
-    "fp16_scaler": "the scale of half-precision gradients, which belvedere does not use",
-}
 BUFFERS = {
     "relative_position_index": "follows from the window",
     "attn_mask": "follows from the size of the map",
@@ -114,24 +110,11 @@ def _backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_heads(shapes: Mapping[str, Shape], spec: BackboneSpec, *, origin: str) -> None:
-    width = _width(spec)
+    width = spec.out_width
     expected = {
         name: shape for head in _HEADS for name, shape in weight_norm_shapes(shapes, head, width).items()
     }
     require_fit(expected, shapes, "its heads", origin=origin)
-
-
-def _width(spec: BackboneSpec) -> int:
-    """The columns of what a head reads."""
-    match spec.name:
-        case "vit":
-            return spec.width
-        case "swin":
-            return spec.width(len(spec.blocks) - 1)
-        case "resnet":
-            return spec.channels(len(spec.blocks) - 1)
-        case _:
-            return spec.widths[-1]
 
 
 def _centers(stored: Any, heads: Mapping[str, Tensor], *, origin: str) -> dict[str, Tensor]:

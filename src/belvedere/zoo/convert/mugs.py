@@ -17,6 +17,7 @@ from belvedere.core.errors import WeightsError
 from belvedere.core.match import Shape
 from belvedere.nn.spec import FeatureSpec, ViTSpec
 from belvedere.zoo.convert.checkpoint import (
+    DROPPED,
     MODULE,
     Asked,
     Checkpoint,
@@ -40,11 +41,6 @@ from belvedere.zoo.convert.networks import network_of
 SYSTEMS = ("mugs",)
 POSITION_MARGIN = 0.1
 """Mugs' code adds a tenth of a patch to a side when it resizes its table of positions."""
-DROPPED = {
-    "epoch": "a count, kept in this card under data",
-    "args": "the command line of the run it comes from",
-    "fp16_scaler": "the scale of half-precision gradients, which belvedere does not use",
-}
 STORES = {
     "student_mem": "student_memory",
     "teacher_mem": "teacher_memory",

@@ -18,6 +18,7 @@ from belvedere.zoo.convert.resnet import resnet_spec_of
 from belvedere.zoo.convert.swin import swin_spec_of
 from belvedere.zoo.convert.vil import vil_spec_of
 from belvedere.zoo.convert.vit import vit_spec_of
+from belvedere.zoo.network_words import KINDS
 
 _SIGNS = {
     "vit": "blocks.0.norm1.weight",
@@ -26,7 +27,6 @@ _SIGNS = {
     "vil": "layer1.0.norm_embed.weight",
     "resnet": "layer1.0.conv1.weight",
 }
-_CALLED = {"vit": "ViT", "swin": "Swin", "cvt": "CvT", "vil": "ViL", "resnet": "ResNet"}
 
 
 def family(names: Mapping[str, object] | set[str]) -> str | None:
@@ -71,7 +71,7 @@ def _spec(shapes: Mapping[str, Shape], asked: Asked, *, origin: str, heads: int 
     if asked.backbone is not None:
         if kind is not None and kind != asked.backbone.name:
             raise WeightsError(
-                f"{origin} is a {_CALLED[kind]}; --as {asked.name} says a {_CALLED[asked.backbone.name]}"
+                f"{origin} is a {KINDS[kind]}; --as {asked.name} says a {KINDS[asked.backbone.name]}"
             )
         return _as_asked(asked, asked.backbone, shapes, origin=origin)
     match kind:

@@ -75,8 +75,7 @@ def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
     backbone = {name: tensor for name, tensor in state.items() if name not in heads}
     spec = network_of(backbone, asked, origin=origin)
     assert isinstance(spec, ResNetSpec)
-    width = spec.channels(len(spec.blocks) - 1)
-    expected = _head_shapes(shapes_of(heads), width, system)
+    expected = _head_shapes(shapes_of(heads), spec.out_width, system)
     require_fit(expected, shapes_of(heads), "its heads", origin=origin)
     dropped = {key: reason for key, reason in DROPPED.items() if wraps and key in content}
     training: dict[str, Tensor] = {}

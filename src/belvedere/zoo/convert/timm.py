@@ -1,7 +1,7 @@
 """timm's state dicts: ViTs, Swins and ResNets, bare or as training saves them.
 
-A ViT and a ResNet have our names there. A Swin has its halvings elsewhere and LayerNorms with an epsilon of
-1e-5, a tenth of which the published ones here have: features differ by about 1e-5.
+A ViT and a ResNet have our names there. A Swin has its halvings elsewhere and norms of another epsilon, for
+which see `swin`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from belvedere.zoo.convert.checkpoint import (
 from belvedere.zoo.convert.described import described
 from belvedere.zoo.convert.networks import family, network_of
 from belvedere.zoo.convert.resnet import with_counts
-from belvedere.zoo.convert.swin import swin_state
+from belvedere.zoo.convert.swin import swin_state, told_of_norms
 
 SYSTEMS = ("timm",)
 WRAPPER = {
@@ -89,7 +89,7 @@ def converted(checkpoint: Checkpoint, asked: Asked, *, system: str) -> Converted
     backbone, without = ours(state)
     spec = network_of(backbone, asked, origin=origin)
     mean, std, told = normalization(checkpoint)
-    data = told | (plain_values(content, WRAPPER) if stored is not content else {})
+    data = told | told_of_norms(spec) | (plain_values(content, WRAPPER) if stored is not content else {})
     card = described(
         checkpoint,
         asked,

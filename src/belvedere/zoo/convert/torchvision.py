@@ -1,7 +1,6 @@
 """torchvision's state dicts: ResNets, whose names are ours, ViTs and Swins, which have their own.
 
-LayerNorms of torchvision's Swin have an epsilon of 1e-5, a tenth of which the published ones here have:
-features differ by about 1e-5.
+Its Swins have norms of another epsilon, for which see `swin`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from belvedere.zoo.convert.checkpoint import Asked, Checkpoint, Converted, drop,
 from belvedere.zoo.convert.described import described
 from belvedere.zoo.convert.networks import family, network_of
 from belvedere.zoo.convert.swin import DROPPED as TABLES
+from belvedere.zoo.convert.swin import told_of_norms
 from belvedere.zoo.convert.timm import converted, features, normalization
 from belvedere.zoo.convert.timm import recognises as is_flat
 
@@ -74,7 +74,7 @@ def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
         backbone=spec,
         features=features(spec),
         dropped=dropped,
-        data=told,
+        data=told | told_of_norms(spec),
         mean=mean,
         std=std,
     )

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from belvedere.core.errors import UsageError
 from belvedere.nn.spec import BackboneSpec
+from belvedere.zoo.network_words import kind_of
 from belvedere.zoo.write import huggingface, onnx, safetensors, timm, torchvision
 from belvedere.zoo.write.agreement import Agreement, compare, demand
-from belvedere.zoo.write.target import Classifier, Outgoing, Target, network_name, require
+from belvedere.zoo.write.target import Classifier, Outgoing, Target, require
 
 TARGETS: Mapping[str, Target] = {
     module.TARGET.name: module.TARGET for module in (huggingface, timm, torchvision, onnx, safetensors)
@@ -25,7 +26,7 @@ def fitting_target(name: str, spec: BackboneSpec) -> Target:
     if reason := target.refusal(spec):
         possible = ", ".join(other.name for other in TARGETS.values() if not other.refusal(spec))
         raise UsageError(
-            f"--to {name}: {reason}; this backbone is a {network_name(spec)}, which can go to {possible}"
+            f"--to {name}: {reason}; this backbone is a {kind_of(spec)}, which can go to {possible}"
         )
     require(target)
     return target

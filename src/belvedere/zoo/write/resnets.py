@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from belvedere.nn.spec import ResNetSpec
+from belvedere.zoo.network_words import RESNETS
 
-_NAMES = {
-    ("basic", (2, 2, 2, 2)): "resnet18",
-    ("basic", (3, 4, 6, 3)): "resnet34",
-    ("bottleneck", (3, 4, 6, 3)): "resnet50",
-    ("bottleneck", (3, 4, 23, 3)): "resnet101",
-    ("bottleneck", (3, 8, 36, 3)): "resnet152",
-}
 _ANY = {"basic": "resnet18", "bottleneck": "resnet50"}
 
 
 def named_resnet(spec: ResNetSpec) -> tuple[str, list[int] | None]:
     """The name of a network, and its blocks per stage where they are not those of the one of that name."""
-    name = _NAMES.get((spec.block, spec.blocks))
-    return (name, None) if name else (_ANY[spec.block], list(spec.blocks))
+    layers = RESNETS.get((spec.block, spec.blocks))
+    return (f"resnet{layers}", None) if layers else (_ANY[spec.block], list(spec.blocks))
 
 
 def resnet_refusal(spec: ResNetSpec, library: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from belvedere.core.errors import MissingPackageError
 from belvedere.nn.cvt import CvT
 from belvedere.nn.resnet import ResNet
-from belvedere.nn.spec import BackboneSpec, FeatureSpec, ViTSpec
+from belvedere.nn.spec import BackboneSpec, FeatureSpec
 from belvedere.nn.swin import Swin
 from belvedere.nn.vil import ViL
 from belvedere.nn.vit import ViT
@@ -100,13 +100,6 @@ def require(target: Target) -> None:
                 f"--to {target.name} needs the package {package}, which cannot be imported ({error}); "
                 f"install it with `pip install 'belvedere[{target.extra}]'`"
             ) from error
-
-
-def network_name(spec: BackboneSpec) -> str:
-    """What a person calls the kind of network."""
-    if isinstance(spec, ViTSpec):
-        return "ViT with a convolutional stem" if spec.stem == "conv" else "ViT"
-    return {"resnet": "ResNet", "swin": "Swin", "cvt": "CvT", "vil": "ViL"}[spec.name]
 
 
 def square(px: int) -> tuple[int, int]:

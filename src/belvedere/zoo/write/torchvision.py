@@ -16,10 +16,11 @@ from belvedere.core.errors import WeightsError
 from belvedere.nn.spec import BackboneSpec, ResNetSpec, ViTSpec
 from belvedere.nn.vit import ViT
 from belvedere.zoo.cards import Card
+from belvedere.zoo.network_words import kind_of
 from belvedere.zoo.write.agreement import EXACT, doubled
 from belvedere.zoo.write.positions import positions_for
 from belvedere.zoo.write.resnets import named_resnet, resnet_refusal
-from belvedere.zoo.write.target import Outgoing, Side, Target, network_name, square
+from belvedere.zoo.write.target import Outgoing, Side, Target, square
 
 _WHOLE = {
     "cls_token": "class_token",
@@ -57,7 +58,7 @@ def _refusal(spec: BackboneSpec) -> str:
         return resnet_refusal(spec, "torchvision")
     if isinstance(spec, ViTSpec) and spec.stem == "patch":
         return ""
-    return f"torchvision has no {network_name(spec)} of this kind"
+    return f"torchvision has no {kind_of(spec)} of this kind"
 
 
 def _write(folder: Path, outgoing: Outgoing) -> None:

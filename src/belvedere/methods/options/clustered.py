@@ -1,0 +1,95 @@
+"""What a recipe says of DeepCluster-v2 and SeLa-v2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from belvedere.engine.remedy import Remedy
+from belvedere.methods.method import Extent, MethodOptions
+from belvedere.methods.options.assigned import Assign, assign_mistakes, frozen_for_good
+from belvedere.methods.options.ranges import Count, Positive, Prototypes, Steps
+from belvedere.methods.remedies.clustered import against_collapse, against_unbalanced
+from belvedere.nn.spec import MLPHeadSpec
+
+
+class ClusteredOptions(MethodOptions):
+    """prototypes: of each head. assign: the views whose embeddings are kept for the next epoch's labels, by
+    number (from 0, global views first); head h takes those of the h-th, and of the first again after the
+    last. temperature: of every prediction."""
+
+    prototypes: Annotated[tuple[Prototypes, ...], Field(min_length=1)]
+    assign: Assign
+    temperature: Positive
+
+    def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
+        """Each of `assign` is a view, is named once, and has a head."""
+        found = assign_mistakes(self.assign, views)
+        if len(self.assign) > len(self.prototypes):
+            given, heads = ", ".join(map(str, self.assign)), len(self.prototypes)
+            words = f"[{given}] has {len(self.assign)} views for {heads} heads (method.prototypes), and a "
+            words += "view without a head has no effect; name fewer views or add heads"
+            found.append(("method.assign", words))
+        return found
+
+    def misfits(self, extent: Extent) -> list[tuple[str, str]]:
+        """No head has more prototypes than an epoch has images."""
+        rows, most = extent.steps_per_epoch * extent.global_batch, max(self.prototypes)
+        if most <= rows:
+            return []
+        words = f"{most} prototypes cannot be shared out among the {rows} images of an epoch; set each to "
+        return [("method.prototypes", words + f"at most {rows}, or give more images")]
+
+
+class DeepClusterOptions(ClusteredOptions):
+    """prototypes: clusters of each head. kmeans_iterations: how often centroids move."""
+
+    name: Literal["deepcluster"]
+    kmeans_iterations: Count
+    head: MLPHeadSpec
+
+    def remedies(self, extent: Extent) -> Sequence[Remedy]:
+        return against_collapse(extent, prototypes=self.prototypes)
+
+
+class SeLaOptions(ClusteredOptions):
+    """epsilon: of Sinkhorn; smaller is sharper. refresh_epochs: from one assignment to the next.
+    freeze_prototypes_steps: how many steps leave the prototypes as they began, but for their length."""
+
+    name: Literal["sela"]
+    epsilon: Positive
+    sinkhorn_iterations: Count
+    targets: Literal["hard", "soft"]
+    refresh_epochs: Count
+    freeze_prototypes_steps: Steps
+    head: MLPHeadSpec
+
+    def unfit_start(self, epoch: int, *, epochs: int) -> list[tuple[str, str]]:
+        """Assignments are in no published file, and are made every `refresh_epochs` alone."""
+        below = epoch - epoch % self.refresh_epochs
+        if epoch == below:
+            return []
+        near = [str(at) for at in (below, below + self.refresh_epochs) if 0 < at < epochs]
+        told = f"the nearest {'is' if len(near) == 1 else 'are'} {' and '.join(near)}"
+        remedy = told if near else "no epoch of this run is; leave init.start_epoch out"
+        words = (
+            f"{epoch} is no multiple of method.refresh_epochs, {self.refresh_epochs}: images get assignments "
+            f"in such epochs alone, and weights bring none; {remedy}, or change method.refresh_epochs"
+        )
+        return [("init.start_epoch", words)]
+
+    def doubts(self, extent: Extent) -> list[str]:
+        """Prototypes that never learn; assignments that stay those of an untrained network."""
+        found = frozen_for_good(self.freeze_prototypes_steps, extent, number="SwAV's number")
+        if extent.epochs > 1 and self.refresh_epochs >= extent.epochs:
+            found.append(
+                f"method.refresh_epochs: {self.refresh_epochs} covers the run of {extent.epochs} epochs: "
+                "all of it learns the assignments of an untrained network; give a smaller one"
+            )
+        return found
+
+    def remedies(self, extent: Extent) -> Sequence[Remedy]:
+        frozen_steps = self.freeze_prototypes_steps
+        return against_unbalanced(extent, prototypes=self.prototypes, frozen_steps=frozen_steps)

@@ -1,0 +1,88 @@
+"""What a recipe says of EsViT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from belvedere.core.settings import Settings
+from belvedere.engine.remedy import Remedy
+from belvedere.methods.method import Extent, MethodOptions
+from belvedere.methods.options.centered import TeacherTemperature
+from belvedere.methods.options.ranges import Count, Epochs, Positive, Share
+from belvedere.methods.remedies.centered import of_crops_and_regions
+from belvedere.nn.spec import WeightNormHeadSpec
+from belvedere.optim.spec import Range
+
+
+class Mixup(Settings):
+    """Mixing of the student's first `views` crops: CutMix with probability `cutmix_p`, else mixup; alpha,
+    cutmix_alpha: of the Beta distributions of their shares."""
+
+    alpha: Positive
+    cutmix_alpha: Positive
+    cutmix_p: Share
+    views: Count
+
+
+class Options(MethodOptions):
+    """region: whether the region task is added to the view task, each with half of the weight. temperature:
+    of the student's predictions. center_momentum: of the mean of the teacher's logits. momentum: of the
+    teacher. freeze_last_layer_epochs: how many epochs leave the heads' last layers as they began. head: one
+    for each task."""
+
+    prototypes_key: ClassVar[str] = "method.head.out"
+
+    name: Literal["esvit"]
+    region: bool
+    temperature: Positive
+    teacher_temperature: TeacherTemperature
+    center_momentum: Share
+    momentum: Range
+    freeze_last_layer_epochs: Epochs
+    mixup: Mixup | None
+    head: WeightNormHeadSpec
+
+    @property
+    def prototypes(self) -> int:
+        return self.head.out
+
+    def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
+        """Two crops for the teacher, regions to match, and no mixing of what is matched region by region."""
+        found = []
+        large = [views[role] for role in ("global", "global_2") if role in views]
+        if large and sum(count for count, _ in large) != 2:
+            words = f"{large[0][0]} is not allowed; EsViT's teacher sees 2 views, both global, or one global "
+            words += "and one global_2; others of any size belong under local"
+            found.append(("views.global.count", words))
+        if self.region and self.mixup is not None:
+            words = "has no targets for regions, which are matched one by one; write method.mixup: null, or "
+            found.append(("method.mixup", words + "method.region: false"))
+        regions = [count for _, count in large] if self.region else []
+        if regions and regions[0] == 1:
+            words = "leaves a single region, which every region would be matched to; make it larger, or set "
+            found.append(("views.global.px", words + "method.region to false"))
+        if len(set(regions)) > 1:
+            words = f"gives {regions[1]} regions and views.global.px {regions[0]}; make both sizes the same"
+            found.append(("views.global_2.px", words))
+        return found
+
+    def misfits(self, extent: Extent) -> list[tuple[str, str]]:
+        """The warm-up ends within the run; mixup pairs images of one process."""
+        found = self.teacher_temperature.misfits(extent, at="method")
+        if self.mixup is not None and extent.batch % 2:
+            words = f"{extent.global_batch} leaves a process {extent.batch} images, and mixup pairs them; "
+            words += f"give a multiple of {2 * extent.world_size}, or write method.mixup: null"
+            found.append(("train.global_batch", words))
+        return found
+
+    def doubts(self, extent: Extent) -> list[str]:
+        """Last layers that never learn."""
+        frozen = self.freeze_last_layer_epochs
+        if frozen < extent.epochs:
+            return []
+        words = f"method.freeze_last_layer_epochs: {frozen} of {extent.epochs} epochs: the heads' last "
+        return [words + "layers never learn; the published number is 1 of 300"]
+
+    def remedies(self, extent: Extent) -> Sequence[Remedy]:
+        return of_crops_and_regions(extent)

@@ -1,0 +1,54 @@
+"""What a recipe says of MSN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from belvedere.engine.remedy import Remedy
+from belvedere.methods.method import Extent, MethodOptions
+from belvedere.methods.options.ranges import Positive, Prototypes, Weight
+from belvedere.methods.remedies.msn import against_collapse
+from belvedere.nn.spec import HeadSpec
+from belvedere.optim.spec import Range
+
+
+class Options(MethodOptions):
+    """temperature: tau, of every prediction. sharpen: the target's extra exponent 1/T, and T's course.
+    momentum: of the teacher. Sinkhorn is off with 0 iterations, me-max with weight 0, the entropy term
+    with weight 0. patch_drop: the share of a large anchor's patches that are dropped."""
+
+    name: Literal["msn"]
+    prototypes: Prototypes
+    temperature: Positive
+    sharpen: Range
+    momentum: Range
+    sinkhorn_iterations: Annotated[int, Field(ge=0)]
+    memax_weight: Weight
+    entropy_weight: Weight
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)]
+    patch_drop: Annotated[float, Field(ge=0.0, lt=1.0)]
+    head: HeadSpec
+
+    def num_kept(self, patches: int) -> int:
+        """How many of an anchor's patches the student sees: the product cut, as the authors cut it."""
+        return int(patches * (1 - self.patch_drop))
+
+    def num_seen(self, role: str, patches: int) -> int:
+        return self.num_kept(patches) if role == "anchor" else patches
+
+    def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
+        """One target per image, and at least one patch left of a large anchor."""
+        found = []
+        if "target" in views and views["target"][0] != 1:
+            found.append(("views.target.count", f"{views['target'][0]} is not allowed; MSN has 1 target"))
+        patches = views["anchor"][1] if "anchor" in views else 0
+        if patches and self.num_kept(patches) < 1:
+            words = f"{self.patch_drop:g} leaves nothing of an anchor's {patches} patches"
+            found.append(("method.patch_drop", words))
+        return found
+
+    def remedies(self, extent: Extent) -> Sequence[Remedy]:
+        return against_collapse(extent)

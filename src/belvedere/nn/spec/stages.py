@@ -1,0 +1,33 @@
+"""What the descriptions of networks that are made of stages have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Protocol
+
+from pydantic import Field
+
+from belvedere.nn.spec.count import Count
+
+PerStage = Annotated[tuple[Count, ...], Field(min_length=1)]
+"""A count for each stage, first stage first."""
+
+
+class _Staged(Protocol):
+    @property
+    def blocks(self) -> tuple[int, ...]: ...
+    @property
+    def widths(self) -> tuple[int, ...]: ...
+    @property
+    def heads(self) -> tuple[int, ...]: ...
+
+
+def check_stages(spec: _Staged, *more: str) -> None:
+    """Raises `ValueError` unless `widths`, `heads` and the keys in `more` have one entry for each stage of
+    `blocks`, and every stage's width is a multiple of its heads."""
+    stages = len(spec.blocks)
+    for key in ("widths", "heads", *more):
+        if len(getattr(spec, key)) != stages:
+            raise ValueError(f"{key} has {len(getattr(spec, key))} entries for {stages} stages (blocks)")
+    for width, heads in zip(spec.widths, spec.heads, strict=True):
+        if width % heads:
+            raise ValueError(f"a stage's width {width} is no multiple of its heads {heads}")
