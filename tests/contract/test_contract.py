@@ -165,6 +165,14 @@ def _rows(count: int):  # type: ignore[no-untyped-def]
 
 # 7. Learning
 
+STEPS_TO_LEARN = {
+    "swav": 800,  # its learning rate has fallen only then
+    # by then a third of the errors is left, half of what may be
+    "deepcluster": 300,
+    "msn": 300,
+    "mugs": 250,
+}
+
 
 @pytest.mark.slow
 def test_learns_and_does_not_collapse(method: str, tmp_path: Path) -> None:
@@ -186,7 +194,7 @@ def test_learns_and_does_not_collapse(method: str, tmp_path: Path) -> None:
         return float((predicted == test.labels).mean())
 
     untrained = score()
-    reports = drain(run, until=800 if method == "swav" else 400)  # its learning rate has fallen only then
+    reports = drain(run, until=STEPS_TO_LEARN.get(method, 400))
     assert 1 - score() < 2 / 3 * (1 - untrained), "a third of the errors are gone"
     entropies = [float(report.losses.watch["mean_entropy"]) for report in reports[-20:]]
     prototypes = run.recipe.method.prototypes  # type: ignore[attr-defined]

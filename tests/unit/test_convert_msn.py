@@ -11,40 +11,17 @@ import numpy as np
 import pytest
 import torch
 from published_files import Command, small_vit
+from published_msn import published
 from torch import Tensor
 
 from belvedere.core import files
 from belvedere.core.errors import WeightsError
-from belvedere.nn.heads import ProjectionHead
-from belvedere.nn.spec import HeadSpec, ViTSpec
-from belvedere.nn.vit import VIT_NAMES, ViT, vit_spec
+from belvedere.nn.spec import ViTSpec
+from belvedere.nn.vit import VIT_NAMES, vit_spec
 from belvedere.recipe.load import load_recipe
 from belvedere.zoo.convert.vit import vit_spec_of
 from belvedere.zoo.importing import import_checkpoint
 from belvedere.zoo.load import load, load_heads, load_training
-
-
-def published(
-    spec: ViTSpec, *, prefix: str = "module.", batch_norm: bool = True, head: bool = True
-) -> dict[str, Any]:
-    network = ViT(spec)
-    network.initialize_(torch.Generator().manual_seed(1))
-    state = {prefix + name: tensor for name, tensor in network.state_dict().items()}
-    if head:
-        projection = ProjectionHead(spec.width, HeadSpec(hidden=10, out=4, batch_norm=batch_norm))
-        state |= {f"{prefix}fc.{name}": tensor for name, tensor in projection.state_dict().items()}
-    return {
-        "encoder": {name: tensor + 1 for name, tensor in state.items()},
-        "target_encoder": state,
-        "prototypes": torch.randn(6, 4),
-        "opt": {"param_groups": [{"lr": np.float64(0.1)}]},
-        "epoch": 800,
-        "loss": np.float32(2.5),
-        "batch_size": 64,
-        "world_size": 16,
-        "lr": np.float64(0.001),
-        "temperature": 0.1,
-    }
 
 
 def saved(tmp_path: Path, content: Any, name: str = "vits16_800ep.pth.tar") -> Path:

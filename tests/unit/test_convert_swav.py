@@ -7,35 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from published_files import Command, drawn, optimizer_state, prefixed, same, small_resnet, trained
-from torch import Tensor
+from published_files import Command, optimizer_state, prefixed, same, small_resnet, trained
+from published_swav import HEADS, published
 
 from belvedere.core.errors import WeightsError
 from belvedere.nn.build import build
-from belvedere.nn.heads import PrototypeHeads, mlp_head
 from belvedere.nn.resnet import RESNET_NAMES, resnet_spec
-from belvedere.nn.spec import MLPHeadSpec, ResNetSpec
 from belvedere.zoo.convert.networks import backbone_shapes
 from belvedere.zoo.convert.resnet import resnet_spec_of
 from belvedere.zoo.importing import import_checkpoint
 from belvedere.zoo.load import load, load_heads, load_training
-
-HEADS = {
-    "usual": MLPHeadSpec(hidden=10, out=4, batch_norm=True),
-    "w5": MLPHeadSpec(hidden=10, out=4, batch_norm=False),
-    "linear": MLPHeadSpec(hidden=0, out=4, batch_norm=False),
-}
-
-
-def published(
-    spec: ResNetSpec | None = None, *, head: str = "usual", counts: tuple[int, ...] | None = None
-) -> dict[str, Tensor]:
-    """A bare state dict, as the authors' network has it. counts: of several sets of prototypes."""
-    spec = spec or small_resnet()
-    width = spec.channels(3)
-    state = drawn(spec) | prefixed(drawn(mlp_head(width, HEADS[head])), "projection_head.")
-    several = prefixed(drawn(PrototypeHeads(4, counts or ())), "prototypes.")
-    return state | (several or {"prototypes.weight": torch.randn(6, 4)})
 
 
 def saved(tmp_path: Path, content: Any, name: str = "swav_800ep_pretrain.pth.tar") -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from export_networks import cvt, outgoing, resnet, swin, vit
+from export_networks import card, cvt, outgoing, resnet, swin, vit
 from safetensors.torch import load_file
 
 from belvedere.core.errors import UsageError, WeightsError
@@ -107,8 +107,6 @@ def test_a_swin_that_another_epsilon_changes_much_is_not_exported(tmp_path: Path
     ],
 )
 def test_published_networks_have_a_name_and_no_arguments(spec: BackboneSpec, name: str) -> None:
-    from export_networks import card
-
     assert architecture(card(spec, crop_px=32 if spec.name != "vit" else 40)) == (
         name,
         {} if spec.name != "vit" else {"img_size": 40},
@@ -120,7 +118,7 @@ def test_published_networks_have_a_name_and_no_arguments(spec: BackboneSpec, nam
     [
         ("timm", cvt(), "CvT, which can go to onnx, safetensors"),
         ("huggingface", swin(), "Swin, which can go to timm, onnx, safetensors"),
-        ("timm", vit(patch_px=16, stem="conv"), "convolutional stem, which can go to onnx, safetensors"),
+        ("timm", vit(patch_px=16, stem="conv"), "stem, which can go to onnx, published, safetensors"),
         ("torchvision", resnet_spec("resnet50w2"), "not wide_resnet50_2"),
         ("timm", resnet(stem="small"), "stem small"),
         ("torchvision", swin(), "which can go to timm"),
@@ -131,7 +129,7 @@ def test_a_network_that_cannot_go_there_is_told_where_it_can(
     target: str, spec: BackboneSpec, possible: str
 ) -> None:
     with pytest.raises(UsageError, match=possible):
-        fitting_target(target, spec)
+        fitting_target(target, card(spec))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from belvedere.zoo.load import LoadedBackbone
     from belvedere.zoo.write import Classifier, Target
 
-_TARGETS = ("huggingface", "timm", "torchvision", "onnx", "safetensors")
+_TARGETS = ("huggingface", "timm", "torchvision", "onnx", "published", "safetensors")
 _NUM_REAL = 8
 _BATCH = 64
 _DESCRIPTION = """\
@@ -31,6 +31,7 @@ belvedere's own network, on random images and on some of --data; if they differ,
   timm          timm.create_model, strictly loaded                                ViT, ResNet, Swin
   torchvision   resnet50, VisionTransformer ..., strictly loaded                  ViT, ResNet
   onnx          a graph that gives the features, for onnxruntime                  all
+  published     a .pth as its authors' code has it: MSN, SwAV, DeepCluster-v2, SeLa-v2, EsViT, Mugs
   safetensors   belvedere's own folder                                            all
 
 --classifier fits a classifier on the labelled images of --data, as `belvedere evaluate --predict` does, and
@@ -40,6 +41,7 @@ _EXAMPLES = """\
   belvedere export runs/msn/vits16 --to huggingface --out vits16-hf
   belvedere export runs/photos --to huggingface --data photos --classifier --labels names.csv --out photos-hf
   belvedere export weights/swav-rn50 --to torchvision --out rn50-tv
+  belvedere export runs/msn/vits16 --to published --out vits16-msn
   belvedere export runs/photos --to onnx --data photos --out photos-onnx"""
 
 
@@ -84,13 +86,13 @@ def run(args: argparse.Namespace) -> int:
     from belvedere.commands.run_files import read_run
     from belvedere.core.files import write_text
     from belvedere.eval.classifier import FeatureNetwork
-    from belvedere.zoo.load import load, load_heads
+    from belvedere.zoo.load import load, load_heads, load_training
     from belvedere.zoo.write import Outgoing, fitting_target, write
     from belvedere.zoo.write.folder import check_replaceable, placing
 
     loaded = load(args.weights)
     backbone, card = loaded
-    target = fitting_target(args.to, card.backbone)
+    target = fitting_target(args.to, card)
     check_replaceable(args.out, target=target.name, source=card.source)
     source = None if args.data is None else _opened(args)
     real = {} if source is None else _real_images(source, card, target.px(card))
@@ -102,8 +104,9 @@ def run(args: argparse.Namespace) -> int:
         backbone,
         card,
         FeatureNetwork(backbone, spec, weights).eval(),
-        load_heads(args.weights) if target.name == "safetensors" else {},
+        load_heads(args.weights) if target.with_heads else {},
         classifier,
+        load_training(args.weights) if target.with_training else {},
     )
     with placing(args.out, target=target.name, source=card.source) as folder:
         agreements = write(folder, target, outgoing, real=real)

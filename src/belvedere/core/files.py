@@ -102,6 +102,13 @@ def free_bytes(path: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
+def system_error(error: BaseException | None) -> OSError | None:
+    """What the system said first; torch's archive writer covers a full disk by an error of its own."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
 def readable_size(num_bytes: float) -> str:
     """A number of bytes for a person to read: `512 B`, `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):

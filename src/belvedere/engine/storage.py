@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from belvedere.core import dist
+from belvedere.core.files import system_error
 from belvedere.engine.agreement import failed
 
 INDEX_NAME = ".metadata"
@@ -35,16 +36,9 @@ class _Writer(FileSystemWriter):
             written = super().write_data(plan, planner)
             written.wait()
         except Exception as error:
-            raise _system_error(error) or error from None
+            raise system_error(error) or error from None
         self._observer("first_file")
         return written
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """What the system said first; torch's archive writer covers a full disk by an error of its own."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
 
 
 def write_tensors(writing: Path, tensors: Mapping[str, Tensor], observer: Observer) -> None:

@@ -41,12 +41,17 @@ def import_checkpoint(file: str | Path, out_dir: str | Path, *, architecture: st
     Raises `WeightsError` if the file is missing, damaged, of an unknown layout, holds anything but plain
     data, or has one tensor too many, too few or of another shape; nothing is written then.
     """
-    asked = asked_for(architecture)
     path = weights_file(Path(file))
-    checkpoint = read_checkpoint(path)
-    converted = _converter(checkpoint, asked, path).convert(checkpoint, asked)
+    converted = read_published(path, asked_for(architecture))
     card = converted.card.model_copy(update={"source_sha256": sha256(path)})
     return export(Path(out_dir), converted.backbone, card, heads=converted.heads, training=converted.training)
+
+
+def read_published(path: Path, asked: Asked) -> Converted:
+    """What the checkpoint file `path` holds, under our names. Raises `WeightsError` as `import_checkpoint`
+    does."""
+    checkpoint = read_checkpoint(path)
+    return _converter(checkpoint, asked, path).convert(checkpoint, asked)
 
 
 def _converter(checkpoint: Checkpoint, asked: Asked, path: Path) -> Converter:

@@ -52,7 +52,7 @@ def asked_for(name: str | None) -> Asked:
         values = read(recipe_text(name)).values
         text = json.dumps(values["backbone"])
         backbone: BackboneSpec = TypeAdapter(BackboneSpec).validate_json(text)
-        return Asked(name, values["method"]["name"], backbone, name)
+        return Asked(name, values["method"]["name"], backbone, name, exact=True)
     system, slash, architecture = name.rpartition("/")
     if not slash and name in SYSTEMS:
         return Asked(name, name)

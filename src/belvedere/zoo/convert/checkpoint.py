@@ -54,12 +54,14 @@ class Checkpoint:
 @dataclass(frozen=True)
 class Asked:
     """What `--as` says, None where it says nothing. name: as it was typed; recipe: a shipped recipe's name,
-    which stands for its system and backbone."""
+    which stands for its system and backbone; exact: whether all of the backbone's sizes are meant, those too
+    that a file may say otherwise."""
 
     name: str | None = None
     system: str | None = None
     backbone: BackboneSpec | None = None
     recipe: str | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from belvedere.zoo.convert.checkpoint import (
 from belvedere.zoo.convert.described import described
 from belvedere.zoo.convert.heads import weight_norm_shapes
 from belvedere.zoo.convert.moments import moments_of, parameters_of, vectors_apart
+from belvedere.zoo.convert.names import BACKBONE, Parts, to_ours, unchanged
 from belvedere.zoo.convert.networks import network_of
 from belvedere.zoo.convert.vil import without_shared
 
@@ -43,9 +44,15 @@ BUFFERS = {
 }
 """Tables that networks of the authors' store and ours compute, by the last part of their names."""
 
+ENTRIES = ("student", "teacher", "dino_loss", "optimizer", *DROPPED)
+"""What a whole file has."""
+
+WRAPPED = "backbone.backbone."
+"""What stands before the names of a torchvision network."""
+
 _HEADS = ("head.", "head_dense.")
+PARTS: Parts = (*unchanged(*_HEADS), ("", BACKBONE))
 _SIGNS = ("head.last_layer.", "head.mlp.")
-_WRAPPED = "backbone.backbone."
 _CENTERS = ("center", "center_grid")
 
 
@@ -64,11 +71,10 @@ def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
     content, origin = checkpoint.content, checkpoint.origin
     is_whole = "teacher" in content or "student" in content
     if is_whole:
-        known = {"student", "teacher", "optimizer", "dino_loss", *DROPPED}
-        refuse_unknown(content, known, what="EsViT's checkpoints", origin=origin)
+        refuse_unknown(content, ENTRIES, what="EsViT's checkpoints", origin=origin)
         if not isinstance(content.get("teacher"), Mapping):
             raise WeightsError(f"{origin} has no teacher, which is the network that EsViT is evaluated by")
-    stored = next(one for one in state_dicts(content) if _is_network(one))
+    stored = content["teacher"] if is_whole else next(one for one in state_dicts(content) if _is_network(one))
     teacher, dropped = _network(stored, "teacher", origin=origin)
     spec = network_of(_backbone(teacher), asked, origin=origin)
     heads = {name: tensor for name, tensor in teacher.items() if name.startswith(_HEADS)}
@@ -102,7 +108,7 @@ def _network(
     state = named_tensors(stored, what, origin=origin)
     state, tables = drop(state, BUFFERS)
     state, shared = without_shared(state, origin=origin)
-    return {name.removeprefix(_WRAPPED): tensor for name, tensor in state.items()}, tables | shared
+    return {name.removeprefix(WRAPPED): tensor for name, tensor in state.items()}, tables | shared
 
 
 def _backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -154,7 +160,7 @@ def _training(
 
 def _ours(name: str) -> str:
     """A published name in the method's state."""
-    return f"student.{name}" if name.startswith(_HEADS) else f"student.backbone.{name}"
+    return f"student.{to_ours(name, PARTS)}"
 
 
 def _features(spec: BackboneSpec) -> FeatureSpec:

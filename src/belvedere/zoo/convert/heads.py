@@ -21,7 +21,7 @@ def weight_norm_shapes(shapes: Mapping[str, Shape], prefix: str, width: int) -> 
     """Of DINO's head (`mlp.*`, `last_layer.*`) under `prefix`; {} if there is no entry of it."""
     if not any(name.startswith(prefix) for name in shapes):
         return {}
-    matrices = _matrices(shapes, f"{prefix}mlp.")
+    matrices = matrices_of(shapes, f"{prefix}mlp.")
     spec = WeightNormHeadSpec(
         hidden=size(shapes, matrices[0]),
         bottleneck=size(shapes, matrices[-1]),
@@ -38,7 +38,7 @@ def contrastive_shapes(shapes: Mapping[str, Shape], prefix: str, width: int) -> 
     """Of Mugs' head (`projector.*`, of a student `predictor.*`) under `prefix`; {} if there is no entry."""
     if not any(name.startswith(prefix) for name in shapes):
         return {}
-    matrices = _matrices(shapes, f"{prefix}projector.")
+    matrices = matrices_of(shapes, f"{prefix}projector.")
     spec = ContrastiveHeadSpec(
         hidden=size(shapes, matrices[0]),
         out=size(shapes, matrices[-1]),
@@ -54,7 +54,7 @@ def contrastive_shapes(shapes: Mapping[str, Shape], prefix: str, width: int) -> 
     return shapes_of(head.state_dict(), prefix)
 
 
-def _matrices(shapes: Mapping[str, Shape], prefix: str) -> list[str]:
+def matrices_of(shapes: Mapping[str, Shape], prefix: str) -> list[str]:
     """The names of the linear layers' weights in order; one that is not there if there are none."""
     found = [name for name in shapes if name.startswith(prefix) and name.endswith("weight")]
     matrices = [name for name in found if len(shapes[name]) == 2]

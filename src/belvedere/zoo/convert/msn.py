@@ -27,10 +27,10 @@ from belvedere.zoo.convert.checkpoint import (
     shape,
     shapes_of,
     size,
-    under,
 )
 from belvedere.zoo.convert.described import described
 from belvedere.zoo.convert.moments import moments_of, parameters_of
+from belvedere.zoo.convert.names import BACKBONE, Parts, to_ours
 from belvedere.zoo.convert.networks import backbone_shapes
 from belvedere.zoo.convert.vit import vit_spec_of
 
@@ -48,7 +48,11 @@ DROPPED = {
 }
 """Entries that are not tensors to continue with, and why each is not kept as one."""
 
+ENTRIES = ("encoder", "target_encoder", "prototypes", "opt", *DROPPED)
+"""What a whole file has."""
+
 _HEAD = "fc."
+PARTS: Parts = ((_HEAD, "head."), ("", BACKBONE))
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
@@ -63,12 +67,11 @@ def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
     Raises `WeightsError` listing every entry that is missing, unexpected or mis-shaped.
     """
     content, origin = checkpoint.content, checkpoint.origin
-    known = {"target_encoder", "encoder", "prototypes", "opt", *DROPPED}
-    refuse_unknown(content, known, what="MSN's checkpoints", origin=origin)
+    refuse_unknown(content, ENTRIES, what="MSN's checkpoints", origin=origin)
     state = named_tensors(content["target_encoder"], "target_encoder", origin=origin)
     named = asked.backbone if isinstance(asked.backbone, ViTSpec) else None
     spec = vit_spec_of(shapes_of(state), origin=origin, named=named)
-    heads = {f"head.{name}": tensor for name, tensor in under(state, _HEAD).items()}
+    heads = {to_ours(name, PARTS): tensor for name, tensor in state.items() if name.startswith(_HEAD)}
     found, expected = shapes_of(state), backbone_shapes(spec) | _head_shapes(shapes_of(state), spec.width)
     if content.get("prototypes") is not None:
         heads["prototypes"] = checked(content["prototypes"], "prototypes", origin=origin)
@@ -116,10 +119,7 @@ def _training(
 
 def _ours(name: str) -> str:
     """A name of the encoder in the method's state."""
-    if name == "prototypes":
-        return name
-    part = f"head.{name.removeprefix(_HEAD)}" if name.startswith(_HEAD) else f"backbone.{name}"
-    return f"student.{part}"
+    return name if name == "prototypes" else f"student.{to_ours(name, PARTS)}"
 
 
 def _head_shapes(shapes: Mapping[str, Shape], width: int) -> dict[str, Shape]:

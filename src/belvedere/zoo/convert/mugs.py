@@ -34,8 +34,9 @@ from belvedere.zoo.convert.checkpoint import (
     under,
 )
 from belvedere.zoo.convert.described import described
-from belvedere.zoo.convert.heads import contrastive_shapes, weight_norm_shapes
+from belvedere.zoo.convert.heads import contrastive_shapes, matrices_of, weight_norm_shapes
 from belvedere.zoo.convert.moments import moments_of, parameters_of
+from belvedere.zoo.convert.names import BACKBONE, Parts, to_ours, unchanged
 from belvedere.zoo.convert.networks import network_of
 
 SYSTEMS = ("mugs",)
@@ -49,13 +50,20 @@ STORES = {
 }
 """What a whole file calls its memories and queues, and their names in the method's state."""
 
-_GROUP = "group-sup."
-_RELATION = "relation_blocks."
+CENTER = "group-sup."
+"""What it calls the state of the loss that has the center."""
+ENTRIES = ("student", "teacher", *STORES, CENTER, "optimizer", *DROPPED)
+"""What a whole file has."""
+
+RELATION = "relation_blocks."
 _CONTRASTIVE = ("instance_head.", "local_group_head.")
 _GROUP_HEAD = "group_head."
-_BESIDE = (_RELATION, *_CONTRASTIVE, _GROUP_HEAD)
+_BESIDE = (RELATION, *_CONTRASTIVE, _GROUP_HEAD)
+PARTS: Parts = (("group_head.projector.", "group_head.mlp."), *unchanged(*_BESIDE), ("", BACKBONE))
+"""Of names without the `backbone.` that blocks and relation block have in a whole file."""
+
 _PREFIXES = (MODULE, "backbone.", "encoder.")
-_UNREAD = "a third copy of the memory, which nothing reads"
+UNREAD = "a third copy of the memory, which nothing reads"
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
@@ -63,7 +71,7 @@ def recognises(checkpoint: Checkpoint) -> bool:
     content = checkpoint.content
     if not isinstance(content, Mapping):
         return False
-    if any(name in content for name in (*STORES, _GROUP)):
+    if any(name in content for name in (*STORES, CENTER)):
         return True
     return any(_is_network(names_of(stored, _PREFIXES)) for stored in state_dicts(content))
 
@@ -75,10 +83,9 @@ def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
     Raises `WeightsError` listing every entry that is missing, unexpected or mis-shaped.
     """
     content, origin = checkpoint.content, checkpoint.origin
-    is_whole = any(name in content for name in ("student", "teacher", *STORES, _GROUP))
+    is_whole = any(name in content for name in ("student", "teacher", *STORES, CENTER))
     if is_whole:
-        known = {"student", "teacher", "optimizer", *STORES, _GROUP, *DROPPED}
-        refuse_unknown(content, known, what="Mugs' checkpoints", origin=origin)
+        refuse_unknown(content, ENTRIES, what="Mugs' checkpoints", origin=origin)
         if not isinstance(content.get("teacher"), Mapping):
             raise WeightsError(f"{origin} has no teacher, which is the network that Mugs is evaluated by")
         stored = content["teacher"]
@@ -95,7 +102,7 @@ def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
     dropped: dict[str, str] = {}
     training: dict[str, Tensor] = {}
     if is_whole:
-        heads |= _center(content.get(_GROUP), heads, origin=origin)
+        heads |= _center(content.get(CENTER), heads, origin=origin)
         dropped |= {key: reason for key, reason in DROPPED.items() if key in content}
         training, without = _training(content, teacher, spec.width, origin=origin)
         dropped |= without
@@ -121,12 +128,7 @@ def _is_network(names: set[str]) -> bool:
 def _network(stored: Mapping[str, Any], what: str, *, origin: str) -> dict[str, Tensor]:
     """Student, teacher or backbone under our names."""
     state = named_tensors(stored, what, origin=origin, prefixes=_PREFIXES)
-    return {
-        name.replace("group_head.projector.", "group_head.mlp.", 1)
-        if name.startswith(_GROUP_HEAD)
-        else name: tensor
-        for name, tensor in state.items()
-    }
+    return {to_ours(name, PARTS).removeprefix(BACKBONE): tensor for name, tensor in state.items()}
 
 
 def _check_beside(
@@ -135,8 +137,8 @@ def _check_beside(
     """Relation block and heads are what their sizes announce."""
     shapes = shapes_of(beside)
     expected: dict[str, Shape] = {}
-    if any(name.startswith(_RELATION) for name in shapes):
-        expected |= shapes_of(under(backbone, "blocks.0."), f"{_RELATION}0.")
+    if any(name.startswith(RELATION) for name in shapes):
+        expected |= shapes_of(under(backbone, "blocks.0."), f"{RELATION}0.")
     for head in _CONTRASTIVE:
         expected |= contrastive_shapes(shapes, head, width)
     expected |= weight_norm_shapes(shapes, _GROUP_HEAD, width)
@@ -147,8 +149,8 @@ def _center(stored: Any, heads: Mapping[str, Tensor], *, origin: str) -> dict[st
     if stored is None:
         return {}
     if not isinstance(stored, Mapping):
-        raise WeightsError(f"{origin}: {_GROUP} is a {type(stored).__name__}, must be a state dict")
-    found = {str(name): checked(value, f"{_GROUP}{name}", origin=origin) for name, value in stored.items()}
+        raise WeightsError(f"{origin}: {CENTER} is a {type(stored).__name__}, must be a state dict")
+    found = {str(name): checked(value, f"{CENTER}{name}", origin=origin) for name, value in stored.items()}
     last = heads.get(f"{_GROUP_HEAD}last_layer.weight_v")
     expected: dict[str, Shape] = {} if last is None else {"center": (1, len(last))}
     require_fit(expected, shapes_of(found), "the center of its groups", origin=origin)
@@ -195,7 +197,7 @@ def _remembered(
         store = named_tensors(content[key], key, origin=origin, prefixes=("block.",))
         is_memory = key.endswith("_mem")
         if is_memory and store.pop("queue_v", None) is not None:
-            dropped[f"{key}.queue_v"] = _UNREAD
+            dropped[f"{key}.queue_v"] = UNREAD
         elif not is_memory and "queue" in store and store["queue"].ndim == 2:
             store["queue"] = store["queue"].T.contiguous()
         names = ("queue_q", "queue_k") if is_memory else ("queue",)
@@ -210,8 +212,8 @@ def _remembered(
 def _columns(teacher: Mapping[str, Tensor], queue: str) -> int:
     """The columns of what a queue's head gives."""
     prefix = queue.replace("_queue", "_head.projector.")
-    last = [tensor for name, tensor in teacher.items() if name.startswith(prefix) and tensor.ndim == 2]
-    return len(last[-1]) if last else 0
+    shapes = shapes_of(teacher)
+    return shapes.get(matrices_of(shapes, prefix)[-1], (0,))[0]
 
 
 def _groups(parameters: Mapping[str, Tensor]) -> list[list[str]]:
@@ -230,7 +232,7 @@ def _groups(parameters: Mapping[str, Tensor]) -> list[list[str]]:
 
 def _ours(name: str) -> str:
     """A name of the student in the method's state."""
-    return f"student.{name}" if name.startswith(_BESIDE) else f"student.backbone.{name}"
+    return f"student.{to_ours(name, PARTS)}"
 
 
 def _features(spec: ViTSpec) -> FeatureSpec:

@@ -89,10 +89,10 @@ def _spec(shapes: Mapping[str, Shape], asked: Asked, *, origin: str, heads: int 
 
 def _as_asked(asked: Asked, named: BackboneSpec, shapes: Mapping[str, Shape], *, origin: str) -> BackboneSpec:
     """The spec that was asked for, without drop path, which what is kept has not; a ViT's position table is
-    as large as the file's, and a Swin that is not named by a recipe has the file's windows."""
+    as large as the file's, and a Swin whose sizes were not all named has the file's windows."""
     if isinstance(named, ViTSpec) and "pos_embed" in shapes:
         return vit_spec_of(shapes, origin=origin, named=named)
-    if isinstance(named, SwinSpec) and asked.recipe is None:
+    if isinstance(named, SwinSpec) and not asked.exact:
         found = swin_spec_of(shapes, origin=origin)
         update = {"window": found.window, "image_px": found.image_px, "drop_path": 0.0}
         return named.model_copy(update=update)

@@ -31,6 +31,7 @@ from belvedere.zoo.convert.checkpoint import (
 )
 from belvedere.zoo.convert.described import described
 from belvedere.zoo.convert.moments import moments_of, parameters_of
+from belvedere.zoo.convert.names import BACKBONE, Parts, to_ours, unchanged
 from belvedere.zoo.convert.networks import network_of
 
 SYSTEMS = ("swav", "deepcluster", "sela")
@@ -43,7 +44,8 @@ DROPPED = {
 }
 
 _HEAD, _PROTOTYPES = "projection_head.", "prototypes."
-_FILES = {"swav": "swav", "deepclusterv2": "deepcluster", "selav2": "sela"}
+PARTS: Parts = (*unchanged(_HEAD, _PROTOTYPES), ("", BACKBONE))
+FILES = {"swav": "swav", "deepclusterv2": "deepcluster", "selav2": "sela"}
 """How the names of published files begin, and the system each is of."""
 
 
@@ -109,7 +111,7 @@ def _system(names: set[str], asked: Asked, *, origin: str) -> str:
                 f"{origin} has several sets of prototypes, SwAV has one; it is of deepcluster or sela"
             )
         return asked.system
-    for beginning, system in _FILES.items():
+    for beginning, system in FILES.items():
         if origin.startswith(beginning):
             return system
     if several:
@@ -150,6 +152,4 @@ def _head_spec(shapes: Mapping[str, Shape]) -> MLPHeadSpec:
 
 def _ours(name: str) -> str:
     """A published name in the method's state."""
-    if name.startswith(_PROTOTYPES):
-        return name
-    return f"student.{name}" if name.startswith(_HEAD) else f"student.backbone.{name}"
+    return name if name.startswith(_PROTOTYPES) else f"student.{to_ours(name, PARTS)}"

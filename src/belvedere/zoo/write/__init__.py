@@ -8,25 +8,26 @@ from pathlib import Path
 from torch import Tensor
 
 from belvedere.core.errors import UsageError
-from belvedere.nn.spec import BackboneSpec
+from belvedere.zoo.cards import Card
 from belvedere.zoo.network_words import kind_of
-from belvedere.zoo.write import huggingface, onnx, safetensors, timm, torchvision
+from belvedere.zoo.write import huggingface, onnx, published, safetensors, timm, torchvision
 from belvedere.zoo.write.agreement import Agreement, compare, demand
 from belvedere.zoo.write.target import Classifier, Outgoing, Target, require
 
 TARGETS: Mapping[str, Target] = {
-    module.TARGET.name: module.TARGET for module in (huggingface, timm, torchvision, onnx, safetensors)
+    module.TARGET.name: module.TARGET
+    for module in (huggingface, timm, torchvision, onnx, published, safetensors)
 }
 
 
-def fitting_target(name: str, spec: BackboneSpec) -> Target:
-    """The target called `name`. Raises UsageError if the network cannot go there, with what is
-    possible, and MissingPackageError where the target's library is not installed."""
+def fitting_target(name: str, card: Card) -> Target:
+    """The target called `name`. Raises UsageError if weights with this card cannot go there, with
+    what is possible, and MissingPackageError where the target's library is not installed."""
     target = TARGETS[name]
-    if reason := target.refusal(spec):
-        possible = ", ".join(other.name for other in TARGETS.values() if not other.refusal(spec))
+    if reason := target.refusal(card):
+        possible = ", ".join(other.name for other in TARGETS.values() if not other.refusal(card))
         raise UsageError(
-            f"--to {name}: {reason}; this backbone is a {kind_of(spec)}, which can go to {possible}"
+            f"--to {name}: {reason}; this backbone is a {kind_of(card.backbone)}, which can go to {possible}"
         )
     require(target)
     return target

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from belvedere.core.errors import WeightsError
-from belvedere.zoo.write.target import Side
+from belvedere.zoo.write.target import Network, Side
 
 EXACT = 1e-6
 """Tolerance where both sides compute in float64: far above its rounding, far below what another epsilon of a
@@ -70,6 +70,16 @@ def doubled(module: M) -> M:
     """A copy in float64 and evaluation mode."""
     gc.collect()  # of two large networks in float64 the first may still be waiting in a cycle
     return copy.deepcopy(module).double().eval()
+
+
+def pooled(backbone: torch.nn.Module) -> Network:
+    """What one of belvedere's networks gives of images: one row each."""
+
+    def rows(images: Tensor) -> Tensor:
+        found: Tensor = backbone(images).pooled
+        return found
+
+    return rows
 
 
 def _random(height: int, width: int) -> Tensor:

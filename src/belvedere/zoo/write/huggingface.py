@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from belvedere.core.files import write_json
-from belvedere.nn.spec import BackboneSpec, FeatureSpec, ViTSpec
+from belvedere.nn.spec import FeatureSpec, ViTSpec
 from belvedere.nn.vit import ViT
 from belvedere.zoo.cards import Card
 from belvedere.zoo.write.agreement import EXACT, doubled
@@ -118,7 +118,8 @@ def written_spec(card: Card) -> ViTSpec:
     return spec.model_copy(update={"image_px": card.features.crop_px}) if spec.position_margin else spec
 
 
-def _refusal(spec: BackboneSpec) -> str:
+def _refusal(card: Card) -> str:
+    spec = card.backbone
     if isinstance(spec, ViTSpec) and spec.stem == "patch":
         return ""
     return "transformers' ViTMSN is a ViT whose patches are cut out, not convolved"

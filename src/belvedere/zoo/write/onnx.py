@@ -142,7 +142,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _refusal(spec: BackboneSpec) -> str:
+def _refusal(card: Card) -> str:
     return ""
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor, nn
-
-from belvedere.nn.spec import BackboneSpec
-from belvedere.zoo.cards import export
+from belvedere.zoo.cards import Card, export
 from belvedere.zoo.load import load
-from belvedere.zoo.write.agreement import EXACT, doubled
-from belvedere.zoo.write.target import Network, Outgoing, Side, Target, built_px, square
+from belvedere.zoo.write.agreement import EXACT, doubled, pooled
+from belvedere.zoo.write.target import Outgoing, Side, Target, built_px, square
 
 
 def _write(folder: Path, outgoing: Outgoing) -> None:
@@ -20,15 +17,7 @@ def _write(folder: Path, outgoing: Outgoing) -> None:
 def _read_back(folder: Path, outgoing: Outgoing) -> list[Side]:
     ours, theirs = doubled(outgoing.backbone), load(folder).backbone.double()
     sizes = (square(built_px(outgoing.card)),)
-    return [Side("pooled features", _pooled(ours), _pooled(theirs), sizes, EXACT, True)]
-
-
-def _pooled(backbone: nn.Module) -> Network:
-    def pooled(images: Tensor) -> Tensor:
-        found: Tensor = backbone(images).pooled
-        return found
-
-    return pooled
+    return [Side("pooled features", pooled(ours), pooled(theirs), sizes, EXACT, True)]
 
 
 def _loading(outgoing: Outgoing) -> str:
@@ -40,7 +29,7 @@ features = backbone(images)  # .pooled [B, D], .regions [B, N, D]; images normal
 """
 
 
-def _refusal(spec: BackboneSpec) -> str:
+def _refusal(card: Card) -> str:
     return ""
 
 
@@ -60,4 +49,5 @@ TARGET = Target(
     read_back=_read_back,
     notes=_notes,
     loading=_loading,
+    with_heads=True,
 )

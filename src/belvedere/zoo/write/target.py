@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from belvedere.core.errors import MissingPackageError
 from belvedere.nn.cvt import CvT
 from belvedere.nn.resnet import ResNet
-from belvedere.nn.spec import BackboneSpec, FeatureSpec
+from belvedere.nn.spec import FeatureSpec
 from belvedere.nn.swin import Swin
 from belvedere.nn.vil import ViL
 from belvedere.nn.vit import ViT
@@ -38,13 +38,15 @@ class Classifier:
 @dataclass(frozen=True)
 class Outgoing:
     """A backbone on its way out. feature: images [B, 3, H, W] -> the card's feature [B, D] and, with a
-    classifier, probabilities [B, C]; heads: what was kept beside the backbone."""
+    classifier, probabilities [B, C]; heads: what was kept beside the backbone; training: what an import kept
+    for a run that continues, by its names in the method's state."""
 
     backbone: ViT | ResNet | Swin | CvT | ViL
     card: Card
     feature: nn.Module
     heads: Mapping[str, Tensor]
     classifier: Classifier | None = None
+    training: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Side(NamedTuple):
@@ -70,24 +72,26 @@ class Target:
     """A format to export to.
 
     library: who reads the result back. extra: the optional dependency that brings it, None where nothing is
-    needed; packages: what of it must be there. refusal: why a network cannot go there, or "". write: fills
-    an empty folder. read_back: opens the folder with the other library and says what to compare. notes: what
-    a person should know of the result; loading: Python that opens it. classifier_feature: the feature that a
-    classifier in this format reads, None where it has no place for one. px: the side of square images that
-    the result takes.
+    needed; packages: what of it must be there. refusal: why weights with this card cannot go there, or "".
+    write: fills an empty folder. read_back: opens the folder with the other library and says what to compare.
+    notes: what a person should know of the result; loading: Python that opens it. classifier_feature: the
+    feature that a classifier in this format reads, None where it has no place for one. px: the side of square
+    images that the result takes. with_heads, with_training: whether these go out too.
     """
 
     name: str
     library: str
     extra: str | None
     packages: tuple[str, ...]
-    refusal: Callable[[BackboneSpec], str]
+    refusal: Callable[[Card], str]
     write: Callable[[Path, Outgoing], None]
     read_back: Callable[[Path, Outgoing], list[Side]]
     notes: Callable[[Outgoing], list[str]]
     loading: Callable[[Outgoing], str]
     classifier_feature: Callable[[FeatureSpec], FeatureSpec] | None = None
     px: Callable[[Card], int] = built_px
+    with_heads: bool = False
+    with_training: bool = False
 
 
 def require(target: Target) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from belvedere.core.errors import WeightsError
 from belvedere.core.files import write_json
-from belvedere.nn.spec import BackboneSpec, ResNetSpec, SwinSpec, ViTSpec
+from belvedere.nn.spec import ResNetSpec, SwinSpec, ViTSpec
 from belvedere.nn.vit import ViT
 from belvedere.zoo.cards import Card
 from belvedere.zoo.network_words import kind_of
@@ -93,7 +93,8 @@ def _swin(spec: SwinSpec) -> tuple[str, dict[str, Any]]:
     return "swin_tiny_patch4_window7_224", {**own, **sizes}
 
 
-def _refusal(spec: BackboneSpec) -> str:
+def _refusal(card: Card) -> str:
+    spec = card.backbone
     if isinstance(spec, ResNetSpec):
         return resnet_refusal(spec, "timm")
     if isinstance(spec, SwinSpec) or (isinstance(spec, ViTSpec) and spec.stem == "patch"):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from belvedere.core.errors import WeightsError
-from belvedere.nn.spec import BackboneSpec, ResNetSpec, ViTSpec
+from belvedere.nn.spec import ResNetSpec, ViTSpec
 from belvedere.nn.vit import ViT
 from belvedere.zoo.cards import Card
 from belvedere.zoo.network_words import kind_of
@@ -53,7 +53,8 @@ def vit_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _refusal(spec: BackboneSpec) -> str:
+def _refusal(card: Card) -> str:
+    spec = card.backbone
     if isinstance(spec, ResNetSpec):
         return resnet_refusal(spec, "torchvision")
     if isinstance(spec, ViTSpec) and spec.stem == "patch":
