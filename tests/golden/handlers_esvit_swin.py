@@ -15,7 +15,8 @@ from belvedere.eval.features import feature
 from belvedere.nn.build import build
 from belvedere.nn.resnet import resnet_spec
 from belvedere.nn.spec import BackboneSpec, FeatureSpec, SwinSpec, ViTSpec
-from belvedere.nn.swin import Swin, swin_spec
+from belvedere.nn.spec.swin import swin_spec
+from belvedere.nn.swin import Swin
 from belvedere.nn.vit import ViT, vit_spec
 from golden import compare, fill_, normal, stats, weights
 

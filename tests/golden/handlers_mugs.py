@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from mugs_cases import filled, options, ours, vit_spec
-from processes import answers_of
 from torch import Tensor, nn
 
 from belvedere.core import dist
@@ -30,6 +29,7 @@ from belvedere.recipe.plan import plan
 from belvedere.recipe.schema import Recipe
 from belvedere.train.loop import StepReport, steps
 from golden import compare, normal
+from processes import answers_of
 
 Case = dict[str, Any]
 Arrays = dict[str, np.ndarray]

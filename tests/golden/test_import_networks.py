@@ -15,7 +15,7 @@ from belvedere.nn.cvt import cvt_spec
 from belvedere.nn.heads import WeightNormHead
 from belvedere.nn.resnet import resnet_spec
 from belvedere.nn.spec import BackboneSpec, WeightNormHeadSpec
-from belvedere.nn.swin import swin_spec
+from belvedere.nn.spec.swin import swin_spec
 from belvedere.nn.vil import vil_spec
 from belvedere.zoo.importing import import_checkpoint
 from belvedere.zoo.load import load, load_heads

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from processes import answers_of
 from torch import Tensor
 
 from belvedere.ops import assign
 from belvedere.ops.assign import balanced_labels, balanced_shares, mean_over_assigned, potentials
 from belvedere.ops.sinkhorn import sinkhorn
+from processes import answers_of
 
 
 def _unit(rows: int, width: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import answers_of
 from torch import Tensor
 
 from belvedere.ops.bank import UNSEEN, Bank, Snapshot
+from processes import answers_of
 
 _STEPS, _BATCH, _IMAGES = 3, 2, 9
 

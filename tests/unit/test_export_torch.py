@@ -14,7 +14,7 @@ from belvedere.core.errors import UsageError, WeightsError
 from belvedere.eval.classifier import FeatureNetwork
 from belvedere.nn.resnet import resnet_spec
 from belvedere.nn.spec import BackboneSpec
-from belvedere.nn.swin import swin_spec
+from belvedere.nn.spec.swin import swin_spec
 from belvedere.nn.vit import vit_spec
 from belvedere.zoo import load, load_heads
 from belvedere.zoo.importing import import_checkpoint

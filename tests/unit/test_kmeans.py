@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from processes import answers_of
 from torch import Tensor
 
 from belvedere.core.errors import RecipeError
 from belvedere.ops import nearest as nearest_module
 from belvedere.ops.kmeans import cluster, cluster_sums
 from belvedere.ops.nearest import nearest
+from processes import answers_of
 
 
 def _unit(rows: int, width: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from processes import answers_of
 from torch import Tensor, nn
 
 from belvedere.core import dist
 from belvedere.nn.norm import GlobalBatchNorm, commit_, globalize_
+from processes import answers_of
 
 _WORLD, _GROUP, _ROWS, _CHANNELS = 4, 2, 3, 5
 

@@ -11,7 +11,7 @@ from belvedere.core.errors import RecipeError
 from belvedere.methods import esvit, mugs, swav
 from belvedere.methods.pages import method_names
 from belvedere.nn.spec import ResNetSpec, SwinSpec, ViTSpec
-from belvedere.nn.swin import swin_spec
+from belvedere.nn.spec.swin import swin_spec
 from belvedere.recipe.load import load_recipe
 from belvedere.recipe.schema import Published
 from belvedere.recipe.shipped import recipe_names, recipe_text

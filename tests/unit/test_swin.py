@@ -17,7 +17,8 @@ from belvedere.nn.backbone import Block as BlockOutput
 from belvedere.nn.backbone import Features
 from belvedere.nn.build import build
 from belvedere.nn.spec import FeatureSpec, SwinSpec
-from belvedere.nn.swin import SWIN_NAMES, Swin, swin_spec
+from belvedere.nn.spec.swin import SWIN_NAMES, swin_spec
+from belvedere.nn.swin import Swin
 from belvedere.recipe.checks import check
 from belvedere.zoo.convert.swin import swin_spec_of, swin_state
 from belvedere.zoo.load import fill_

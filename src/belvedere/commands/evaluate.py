@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from belvedere.commands.options import (
     add_backbone,
+    add_lambda,
     command_parser,
     count,
     counts,
     path,
-    positive,
     refuse_ineffective,
     refuse_torchrun,
 )
@@ -73,13 +73,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--k", type=count, metavar="N", help="neighbours of k-NN (default: the published number)"
     )
-    how.add_argument(
-        "--lambda",
-        dest="lambd",
-        type=positive,
-        metavar="X",
-        help="fixed regularization (default: published for one label, else cross-validated)",
-    )
+    add_lambda(how)
     parser.add_argument(
         "--out", type=path, metavar="DIR", help="where to write (default: evaluation/DATA beside the weights)"
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from belvedere.commands.options import command_parser, path, positive, refuse_ineffective, refuse_torchrun
+from belvedere.commands.options import add_lambda, command_parser, path, refuse_ineffective, refuse_torchrun
 from belvedere.commands.stages import Stages
 from belvedere.core.errors import EXIT_DONE, UsageError
 from belvedere.core.log import say, table, warn
@@ -65,13 +65,7 @@ def parser() -> argparse.ArgumentParser:
     images.add_argument(
         "--subset", type=path, metavar="FILE", help="fit on exactly these images of --data (a paper's list)"
     )
-    images.add_argument(
-        "--lambda",
-        dest="lambd",
-        type=positive,
-        metavar="X",
-        help="fixed regularization (default: published for one label, else cross-validated)",
-    )
+    add_lambda(images)
     images.add_argument(
         "--device", choices=("cpu", "cuda"), help="where to compute what is fitted (default: the GPU if any)"
     )

@@ -61,6 +61,17 @@ def positive(text: str) -> float:
     return value
 
 
+def add_lambda(parser: argparse._ActionsContainer) -> None:
+    """How strongly a classifier of few labels is regularized, as `lambd`."""
+    parser.add_argument(
+        "--lambda",
+        dest="lambd",
+        type=positive,
+        metavar="X",
+        help="fixed regularization (default: published for one label, else cross-validated)",
+    )
+
+
 def refuse_ineffective(needs: Iterable[tuple[str, object, bool, str]]) -> None:
     """Raise UsageError for the first option that is given and changes nothing.
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 from belvedere.nn.cvt import CvT
 from belvedere.nn.resnet import ResNet
 from belvedere.nn.spec import CvTSpec, ResNetSpec, SwinSpec, ViLSpec, ViTSpec
-from belvedere.nn.swin import Swin
 from belvedere.nn.vil import ViL
 from belvedere.nn.vit import ViT
+
+if TYPE_CHECKING:
+    from belvedere.nn.swin import Swin
+
+Backbone: TypeAlias = "ViT | ResNet | Swin | CvT | ViL"
+"""Any backbone."""
 
 
 @overload
@@ -23,13 +28,15 @@ def build(spec: CvTSpec) -> CvT: ...
 @overload
 def build(spec: ViLSpec) -> ViL: ...
 @overload
-def build(spec: ViTSpec | ResNetSpec | SwinSpec | CvTSpec | ViLSpec) -> ViT | ResNet | Swin | CvT | ViL: ...
-def build(spec: ViTSpec | ResNetSpec | SwinSpec | CvTSpec | ViLSpec) -> ViT | ResNet | Swin | CvT | ViL:
+def build(spec: ViTSpec | ResNetSpec | SwinSpec | CvTSpec | ViLSpec) -> Backbone: ...
+def build(spec: ViTSpec | ResNetSpec | SwinSpec | CvTSpec | ViLSpec) -> Backbone:
     """The backbone a spec describes, with its parameters not yet drawn."""
     match spec:
         case ResNetSpec():
             return ResNet(spec)
         case SwinSpec():
+            from belvedere.nn.swin import Swin  # it brings torch's compiler, a second or two of start-up
+
             return Swin(spec)
         case CvTSpec():
             return CvT(spec)

@@ -12,12 +12,7 @@ from torch import Tensor, nn
 
 from belvedere.core.errors import WeightsError
 from belvedere.core.match import mismatches
-from belvedere.nn.build import build
-from belvedere.nn.cvt import CvT
-from belvedere.nn.resnet import ResNet
-from belvedere.nn.swin import Swin
-from belvedere.nn.vil import ViL
-from belvedere.nn.vit import ViT
+from belvedere.nn.build import Backbone, build
 from belvedere.zoo.cards import (
     CARD_NAME,
     HEADS_NAME,
@@ -35,7 +30,7 @@ _SUFFIX = ".safetensors"
 class LoadedBackbone(NamedTuple):
     """A backbone in evaluation mode on the CPU, and its card."""
 
-    backbone: ViT | ResNet | Swin | CvT | ViL
+    backbone: Backbone
     card: Card
 
 

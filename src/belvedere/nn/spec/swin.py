@@ -122,3 +122,32 @@ class SwinSpec(Settings):
     def _side(self, px: int, stage: int) -> int:
         """The side of a stage's map; an odd one is padded before it is halved."""
         return -(-(px // self.patch_px) >> stage)
+
+
+# name: embed_width, blocks, heads, drop_path of the student (specs: EsViT's table, section 1.2)
+_TABLE: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], float]] = {
+    "swin_tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24), 0.1),
+    "swin_small": (96, (2, 2, 18, 2), (3, 6, 12, 24), 0.2),
+    "swin_base": (128, (2, 2, 18, 2), (4, 8, 16, 32), 0.2),
+    "swin_large": (192, (2, 2, 18, 2), (6, 12, 24, 48), 0.2),
+}
+
+SWIN_NAMES: tuple[str, ...] = tuple(_TABLE)
+"""The architectures EsViT's code names."""
+
+
+def swin_spec(name: str, *, window: int = 7, drop_path: float | None = None) -> SwinSpec:
+    """The published architecture called `name` (`SWIN_NAMES`), built for 224 px; drop_path None: as its
+    student was trained."""
+    embed_width, blocks, heads, published_rate = _TABLE[name]
+    return SwinSpec(
+        name="swin",
+        embed_width=embed_width,
+        blocks=blocks,
+        heads=heads,
+        patch_px=4,
+        window=window,
+        mlp_ratio=4.0,
+        image_px=224,
+        drop_path=published_rate if drop_path is None else drop_path,
+    )

@@ -32,7 +32,7 @@ from belvedere.zoo.convert.checkpoint import (
 )
 from belvedere.zoo.convert.described import described
 from belvedere.zoo.convert.heads import weight_norm_shapes
-from belvedere.zoo.convert.moments import moments_of, parameters_of, vectors_apart
+from belvedere.zoo.convert.moments import moments_with_or_without_lengths, vectors_apart
 from belvedere.zoo.convert.names import BACKBONE, Parts, to_ours, unchanged
 from belvedere.zoo.convert.networks import network_of
 from belvedere.zoo.convert.vil import without_shared
@@ -149,13 +149,8 @@ def _training(
     training = {_ours(name): tensor for name, tensor in student.items()}
     if "optimizer" not in content:
         return training, {}
-    parameters = parameters_of(student)
-    for lengths in (True, False):  # norm_last_layer leaves them out of the optimizer
-        trained = {name: p for name, p in parameters.items() if lengths or not name.endswith("weight_g")}
-        moments, reason = moments_of(content["optimizer"], vectors_apart(trained), trained, _ours)
-        if not reason:
-            return training | moments, {}
-    return training, {"optimizer": reason}
+    moments, reason = moments_with_or_without_lengths(content["optimizer"], vectors_apart, student, _ours)
+    return training | moments, {"optimizer": reason} if reason else {}
 
 
 def _ours(name: str) -> str:

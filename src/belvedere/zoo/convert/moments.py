@@ -36,6 +36,23 @@ def vectors_apart(parameters: Mapping[str, Tensor]) -> list[list[str]]:
     ]
 
 
+def moments_with_or_without_lengths(
+    stored: Any,
+    group: Callable[[Mapping[str, Tensor]], list[list[str]]],
+    state: Mapping[str, Tensor],
+    ours: Callable[[str], str],
+) -> tuple[dict[str, Tensor], str]:
+    """`moments_of` a student whose last layers' lengths (`weight_g`) the optimizer has, or, with
+    `norm_last_layer`, has not. group: the names of given parameters by group; state: the student's."""
+    parameters = parameters_of(state)
+    for lengths in (True, False):
+        trained = {name: p for name, p in parameters.items() if lengths or not name.endswith("weight_g")}
+        moments, reason = moments_of(stored, group(trained), trained, ours)
+        if not reason:
+            break
+    return moments, reason
+
+
 def moments_of(
     stored: Any, groups: Sequence[Sequence[str]], parameters: Mapping[str, Tensor], ours: Callable[[str], str]
 ) -> tuple[dict[str, Tensor], str]:

@@ -35,7 +35,7 @@ from belvedere.zoo.convert.checkpoint import (
 )
 from belvedere.zoo.convert.described import described
 from belvedere.zoo.convert.heads import contrastive_shapes, matrices_of, weight_norm_shapes
-from belvedere.zoo.convert.moments import moments_of, parameters_of
+from belvedere.zoo.convert.moments import moments_with_or_without_lengths
 from belvedere.zoo.convert.names import BACKBONE, Parts, to_ours, unchanged
 from belvedere.zoo.convert.networks import network_of
 
@@ -176,13 +176,8 @@ def _training(
     training |= {_ours(name): tensor for name, tensor in student.items()}
     if "optimizer" not in content:
         return training, dropped
-    parameters = parameters_of(student)
-    for lengths in (True, False):  # norm_last_layer leaves them out of the optimizer
-        trained = {name: p for name, p in parameters.items() if lengths or not name.endswith("weight_g")}
-        moments, reason = moments_of(content["optimizer"], _groups(trained), trained, _ours)
-        if not reason:
-            return training | moments, dropped
-    return training, dropped | {"optimizer": reason}
+    moments, reason = moments_with_or_without_lengths(content["optimizer"], _groups, student, _ours)
+    return training | moments, dropped | ({"optimizer": reason} if reason else {})
 
 
 def _remembered(

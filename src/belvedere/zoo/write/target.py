@@ -11,12 +11,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from belvedere.core.errors import MissingPackageError
-from belvedere.nn.cvt import CvT
-from belvedere.nn.resnet import ResNet
+from belvedere.nn.build import Backbone
 from belvedere.nn.spec import FeatureSpec
-from belvedere.nn.swin import Swin
-from belvedere.nn.vil import ViL
-from belvedere.nn.vit import ViT
 from belvedere.zoo.cards import Card
 
 Network = Callable[[Tensor], Tensor]
@@ -41,7 +37,7 @@ class Outgoing:
     classifier, probabilities [B, C]; heads: what was kept beside the backbone; training: what an import kept
     for a run that continues, by its names in the method's state."""
 
-    backbone: ViT | ResNet | Swin | CvT | ViL
+    backbone: Backbone
     card: Card
     feature: nn.Module
     heads: Mapping[str, Tensor]
