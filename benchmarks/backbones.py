@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from pathlib import Path
 
 import torch
 from backbones_plain import PlainCvT, PlainViL
+from process_memory import memory_mib
 from torch import Tensor, nn
 
 from belvedere.engine.precision import networks
@@ -208,11 +208,10 @@ def measure_memory(given: argparse.Namespace) -> int:
         getattr(network, kind)(images)
     if given.device.type == "cuda":
         return torch.cuda.max_memory_allocated() >> 20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    return round(memory_mib("VmHWM"))
 
 
 def report(pair: Pair, px: int, given: argparse.Namespace) -> None:
-    # First: Linux counts the parent's own peak at the start of a process as the child's.
     kinds, names = ("forward", "train"), ("belvedere", pair.other)
     memory = {
         (kind, name): "" if given.no_memory else f"{peak_mib(pair, name, kind, px)} MiB"

@@ -32,6 +32,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from process_memory import memory_mib
+
 from belvedere.core.cache import VARIABLE
 
 IMAGENET_IMAGES = 1_281_167
@@ -71,12 +73,6 @@ def unique_mib() -> float:
         ):
             kib += int(words[1])
     return kib / 1024
-
-
-def status_mib(field: str) -> float:
-    """A line of /proc/self/status: VmRSS, or VmHWM, the highest that ever was."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
 
 
 # The two sides, each a way to open a folder and a way to look at one image
@@ -133,11 +129,11 @@ def measure(side: str, root: Path, *, workers: bool) -> dict[str, Any]:
     """Open and look, in this process and in workers."""
     opened, image = SIDES[side]()
     look(side, opened(root.parent / "few"))  # imports what it needs
-    before_mib, resident_mib = unique_mib(), status_mib("VmRSS")
+    before_mib, resident_mib = unique_mib(), memory_mib("VmRSS")
     start_s = time.perf_counter()
     data = opened(root)
     seconds = time.perf_counter() - start_s
-    peak_mib = status_mib("VmHWM") - resident_mib
+    peak_mib = memory_mib("VmHWM") - resident_mib
     look(side, data)
     parent_mib = unique_mib() - before_mib
     names = hashlib.blake2b(digest_size=16)

@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from process_memory import memory_mib
 from torch import Tensor, nn
 
 from belvedere.data.batch import Batch
@@ -300,10 +300,9 @@ def main() -> None:
         step = both(recipe, 2)[given.memory]()
         for _ in range(2):
             step()
-        print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+        print(json.dumps(round(memory_mib("VmHWM"))))
         return
     print(machine())
-    # First: Linux counts the parent's own peak at the start of a process as the child's.
     memory = {side: peak_mib(side, given.overrides) for side in ("plain", "belvedere")}
     report(alternate(recipe, given.rounds), memory)
 

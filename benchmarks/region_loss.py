@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from process_memory import memory_mib
 from torch import Tensor
 
 from belvedere.ops.matching import best_matches
@@ -113,7 +113,7 @@ def measured(side: str, args: argparse.Namespace) -> dict[str, float | list[floa
 
 def _held() -> int:
     """The most bytes that this process ever held in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return round(memory_mib("VmHWM")) << 20
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from process_memory import memory_mib
 from torch import Tensor
 
 from belvedere.ops.assign import balanced_labels, balanced_shares, potentials
@@ -155,15 +156,9 @@ def held_by(asked: str) -> int:
     SIDES[kind](8, 4)[name]()  # what a first call loads
     run = SIDES[kind](rows, prototypes)[name]
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak so far is forgotten
-    before = held("VmRSS")
+    before = memory_mib("VmRSS")
     run()
-    return (held("VmHWM") - before) // 1024
-
-
-def held(name: str) -> int:
-    """KiB of this process, by the name in its status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    return round(memory_mib("VmHWM") - before)
 
 
 def compare(kind: str, memory: dict[tuple[str, int, int], list[int]], rounds: int) -> None:

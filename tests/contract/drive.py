@@ -64,7 +64,16 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
             "features.resize_px=16",
             "features.crop_px=16",
         ),
-    )
+    ),
+    "swav-swin": (
+        "swav",
+        (
+            "backbone={name: swin, embed_width: 16, blocks: [1, 2], heads: [2, 4], patch_px: 2, window: 2, "
+            "mlp_ratio: 2.0, image_px: 8, drop_path: 0.0}",
+            "features.source=mean",
+            "features.norm=last_stage",
+        ),
+    ),
 }
 """What signs the contract beside each method's tiny recipe: a method, and how its recipe is changed."""
 

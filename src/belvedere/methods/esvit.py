@@ -58,7 +58,6 @@ class EsViT(Method):
 
     roles = ROLES
     optional_roles = ROLES[1:]
-    backbones = ("vit", "resnet", "swin", "cvt", "vil")
     peak_twice = True
     afresh = ("student.head_dense.", "teacher.head_dense.", "center_grid")
     center: Tensor

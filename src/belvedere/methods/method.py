@@ -135,7 +135,7 @@ class Method(nn.Module):
     roles: tuple[str, ...] = ()
     optional_roles: tuple[str, ...] = ()
     teacher_roles: tuple[str, ...] = ()
-    backbones: tuple[str, ...] = ("vit", "resnet")
+    backbones: tuple[str, ...] = ("vit", "resnet", "swin", "cvt", "vil")
     schedule_first: int = 0
     peak_twice: bool = False
     per_rank_state: tuple[str, ...] = ()

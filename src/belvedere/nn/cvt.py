@@ -27,6 +27,7 @@ from belvedere.nn.backbone import Features
 from belvedere.nn.spec import CvTSpec
 from belvedere.nn.vit import DropPath
 from belvedere.ops.attention import attention
+from belvedere.ops.linear import linear
 
 _NORM_EPS = 1e-5
 _INIT_STD = 0.02
@@ -63,7 +64,7 @@ def cvt_spec(name: str, *, drop_path: float | None = None) -> CvTSpec:
 
 def _pointwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 1x1 convolution of a map that has its channels last."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+    return linear(x, conv.weight.flatten(1), conv.bias)
 
 
 class Embedding(nn.Module):

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from belvedere.nn.linear import Linear
 from belvedere.ops.attention import biased_attention
 
 _AROUND = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
@@ -81,9 +82,9 @@ class SlidingAttention(nn.Module):
     def __init__(self, width: int, heads: int, window: int, *, class_token: bool) -> None:
         super().__init__()
         self.heads, self.window, self.class_token = heads, window, class_token
-        self.query = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
+        self.proj = Linear(width, width)
         self.local_relative_position_bias_table = nn.Parameter(torch.zeros((4 * window - 1) ** 2, heads))
         if class_token:
             self.g2l_relative_position_bias = nn.Parameter(torch.zeros(2, heads, 1))

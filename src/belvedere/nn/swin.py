@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from belvedere.nn.backbone import Block as BlockOutput
 from belvedere.nn.backbone import Features
+from belvedere.nn.linear import Linear
 from belvedere.nn.spec import SwinSpec
 from belvedere.nn.vit import DropPath, Mlp
 from belvedere.nn.window_attention import WindowAttention
@@ -64,7 +65,7 @@ class PatchMerging(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * width, eps=_NORM_EPS)
-        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+        self.reduction = Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = x.shape[1:3]

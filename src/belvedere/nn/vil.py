@@ -17,17 +17,18 @@ from functools import lru_cache
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from belvedere.core import rng
 from belvedere.nn.backbone import Block as BlockOutput
 from belvedere.nn.backbone import Features
+from belvedere.nn.linear import Linear
 from belvedere.nn.position import bicubic_matrix
 from belvedere.nn.sliding import ALL_CHUNKS, NUM_NEIGHBOURS, SlidingAttention
 from belvedere.nn.spec import ViLSpec
 from belvedere.nn.vit import DropPath, Mlp
 from belvedere.ops.attention import biased_attention
+from belvedere.ops.linear import linear
 
 _NORM_EPS = 1e-6
 _INIT_STD = 0.02
@@ -82,8 +83,8 @@ class FullAttention(nn.Module):
     def __init__(self, width: int, heads: int, side: int, *, class_token: bool) -> None:
         super().__init__()
         self.heads, self.side, self.class_token = heads, side, class_token
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
         self.local_relative_position_bias_table = nn.Parameter(torch.zeros((2 * side - 1) ** 2, heads))
         if class_token:
             self.g2l_relative_position_bias = nn.Parameter(torch.zeros(2, heads, 1))
@@ -131,7 +132,7 @@ class Embedding(nn.Module):
         x = x[:, : rows * p, : columns * p].unflatten(2, (columns, p)).unflatten(1, (rows, p))
         patches = x.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)  # [B, N, p * p * C]
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
-        tokens = F.linear(patches, weight, self.proj.bias)
+        tokens = linear(patches, weight, self.proj.bias)
         # Autocast must not round the sum that all blocks of a stage add to.
         tokens = self.norm_embed(tokens.to(weight.dtype))
         if self.cls_token is not None:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from belvedere.core import rng
 from belvedere.nn.backbone import Block as BlockOutput
 from belvedere.nn.backbone import Features
+from belvedere.nn.linear import Linear
 from belvedere.nn.position import resize_position
 from belvedere.nn.spec import ViTSpec
 from belvedere.ops.attention import attention
+from belvedere.ops.linear import linear
 
 _NORM_EPS = 1e-6
 _INIT_STD = 0.02
@@ -83,7 +85,7 @@ class PatchEmbed(nn.Module):
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * px * px)  # [B, N, 3*px*px]
         if keep is not None:
             patches = patches[:, keep]
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches; sides must be whole numbers of patches."""
@@ -119,8 +121,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def _split(self, tokens: Tensor, parts: int) -> tuple[Tensor, ...]:
         batch, count, _ = tokens.shape
@@ -138,8 +140,8 @@ class Attention(nn.Module):
         """Row 0 of `forward(x)` [B, 1, D], for about a sixth of its work."""
         width = x.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
-        (query,) = self._split(F.linear(x[:, :1], weight[:width], bias[:width]), 1)
-        key, value = self._split(F.linear(x, weight[width:], bias[width:]), 2)
+        (query,) = self._split(linear(x[:, :1], weight[:width], bias[:width]), 1)
+        key, value = self._split(linear(x, weight[width:], bias[width:]), 2)
         mixed = attention(query, key, value)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
@@ -156,8 +158,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))

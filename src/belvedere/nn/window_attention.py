@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from belvedere.nn.linear import Linear
 from belvedere.nn.windows import cut, join, relative_index, shift_mask, whole
 from belvedere.ops.attention import biased_attention, biased_weights
 
@@ -23,8 +24,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads, self.window, self.shift = heads, window, shift
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = x.shape[1:3]
