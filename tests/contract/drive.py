@@ -68,10 +68,14 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "swav-swin": (
         "swav",
         (
-            "backbone={name: swin, embed_width: 16, blocks: [1, 2], heads: [2, 4], patch_px: 2, window: 2, "
-            "mlp_ratio: 2.0, image_px: 8, drop_path: 0.0}",
+            "backbone={name: swin, embed_width: 64, blocks: [2], heads: [4], patch_px: 4, window: 2, "
+            "mlp_ratio: 4.0, image_px: 8, drop_path: 0.0}",
             "features.source=mean",
             "features.norm=last_stage",
+            "views.local.px=8",  # of 6 px it has no whole patches
+            "optim={name: adamw, betas: [0.9, 0.999], eps: 1e-8, lr: {start: 2e-4, peak: 3e-3, final: 1e-6, "
+            "warmup_epochs: 2}, weight_decay: {start: 0.04, final: 0.04}, clip: {kind: total, norm: 3.0, "
+            "from_epoch: 0}, stretch: 1.0}",
         ),
     ),
 }
@@ -126,8 +130,8 @@ def recipe(
     """
     tiny, own = f"tiny/{base(method)}", changes(method)
     lines = [
-        *SMALL,
         *own,
+        *SMALL,
         f"data.path={images}",
         f"run.dir={directory}",
         *OWN.get(base(method), ()),
