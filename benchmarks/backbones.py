@@ -36,10 +36,10 @@ from torch import Tensor, nn
 
 from belvedere.engine.precision import networks
 from belvedere.nn.build import build
-from belvedere.nn.cvt import cvt_spec
 from belvedere.nn.spec import CvTSpec, ViLSpec
+from belvedere.nn.spec.cvt import cvt_spec
 from belvedere.nn.spec.swin import swin_spec
-from belvedere.nn.vil import vil_spec
+from belvedere.nn.spec.vil import vil_spec
 from belvedere.zoo.convert.swin import swin_state
 
 PIXELS = {224: 8, 96: 32}

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from belvedere.nn.build import build
-from belvedere.nn.vit import vit_spec
+from belvedere.nn.spec.vit import vit_spec
 from belvedere.zoo.write.huggingface import config, released_state
 
 Forward = Callable[[Tensor], Tensor]

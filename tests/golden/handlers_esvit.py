@@ -19,9 +19,9 @@ from belvedere.methods.method import Clock
 from belvedere.nn.build import build
 from belvedere.nn.heads import WeightNormHead
 from belvedere.nn.norm import commit_, globalize_
-from belvedere.nn.resnet import resnet_spec
 from belvedere.nn.spec import WeightNormHeadSpec
-from belvedere.nn.vit import vit_spec
+from belvedere.nn.spec.resnet import resnet_spec
+from belvedere.nn.spec.vit import vit_spec
 from belvedere.optim.groups import build_optimizer
 from belvedere.recipe.plan import Plan, plan
 from belvedere.recipe.schema import Recipe

@@ -13,10 +13,10 @@ import torch
 
 from belvedere.nn.backbone import Features
 from belvedere.nn.build import build
-from belvedere.nn.cvt import cvt_spec
 from belvedere.nn.norm import commit_, globalize_
 from belvedere.nn.spec import CvTSpec, ViLSpec
-from belvedere.nn.vil import vil_spec
+from belvedere.nn.spec.cvt import cvt_spec
+from belvedere.nn.spec.vil import vil_spec
 from golden import compare, fill_, normal, stats, weights
 
 Case = dict[str, Any]

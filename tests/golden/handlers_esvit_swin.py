@@ -13,11 +13,12 @@ from torch import Tensor
 
 from belvedere.eval.features import feature
 from belvedere.nn.build import build
-from belvedere.nn.resnet import resnet_spec
 from belvedere.nn.spec import BackboneSpec, FeatureSpec, SwinSpec, ViTSpec
+from belvedere.nn.spec.resnet import resnet_spec
 from belvedere.nn.spec.swin import swin_spec
+from belvedere.nn.spec.vit import vit_spec
 from belvedere.nn.swin import Swin
-from belvedere.nn.vit import ViT, vit_spec
+from belvedere.nn.vit import ViT
 from golden import compare, fill_, normal, stats, weights
 
 Case = dict[str, Any]

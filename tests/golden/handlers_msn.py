@@ -16,7 +16,8 @@ from belvedere.nn.heads import ProjectionHead
 from belvedere.nn.norm import commit_, globalize_
 from belvedere.nn.position import resize_position
 from belvedere.nn.spec import HeadSpec, ViTSpec
-from belvedere.nn.vit import ViT, vit_spec
+from belvedere.nn.spec.vit import vit_spec
+from belvedere.nn.vit import ViT
 from belvedere.ops.sinkhorn import sinkhorn
 from belvedere.optim.groups import build_optimizer
 from belvedere.recipe.plan import Plan, plan

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from belvedere.nn.heads import ProjectionHead
 from belvedere.nn.spec import HeadSpec
-from belvedere.nn.vit import VIT_NAMES
+from belvedere.nn.spec.vit import VIT_NAMES
 from belvedere.zoo.importing import import_checkpoint
 from belvedere.zoo.load import fill_, load, load_heads
 from golden import compare, normal, weights

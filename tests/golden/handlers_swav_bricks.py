@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from belvedere.core.schedule import WarmupCosine
 from belvedere.nn.heads import PrototypeHeads, mlp_head
-from belvedere.nn.resnet import ResNet, resnet_spec
+from belvedere.nn.resnet import ResNet
 from belvedere.nn.spec import MLPHeadSpec
+from belvedere.nn.spec.resnet import resnet_spec
 from belvedere.ops.kmeans import cluster
 from belvedere.ops.sinkhorn import sinkhorn
 from belvedere.optim.larc import LARC

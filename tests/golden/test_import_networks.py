@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from belvedere.nn.cvt import cvt_spec
 from belvedere.nn.heads import WeightNormHead
-from belvedere.nn.resnet import resnet_spec
 from belvedere.nn.spec import BackboneSpec, WeightNormHeadSpec
+from belvedere.nn.spec.cvt import cvt_spec
+from belvedere.nn.spec.resnet import resnet_spec
 from belvedere.nn.spec.swin import swin_spec
-from belvedere.nn.vil import vil_spec
+from belvedere.nn.spec.vil import vil_spec
 from belvedere.zoo.importing import import_checkpoint
 from belvedere.zoo.load import load, load_heads
 from golden import weights

@@ -16,7 +16,8 @@ from weight_recipe import recipe_state_dict
 
 from belvedere.nn.heads import ProjectionHead
 from belvedere.nn.spec import HeadSpec
-from belvedere.nn.vit import ViT, vit_spec
+from belvedere.nn.spec.vit import vit_spec
+from belvedere.nn.vit import ViT
 from golden import normal
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from belvedere.nn.build import build
-from belvedere.nn.resnet import resnet_spec
 from belvedere.nn.spec import BackboneSpec, CvTSpec, ResNetSpec, SwinSpec, ViLSpec, ViTSpec
+from belvedere.nn.spec.resnet import resnet_spec
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 

@@ -20,9 +20,9 @@ from published_files import (
 from torch import Tensor
 
 from belvedere.core.errors import WeightsError
-from belvedere.nn.cvt import cvt_spec
+from belvedere.nn.spec.cvt import cvt_spec
 from belvedere.nn.spec.swin import SWIN_NAMES, swin_spec
-from belvedere.nn.vil import vil_spec
+from belvedere.nn.spec.vil import vil_spec
 from belvedere.zoo.convert.checkpoint import Asked
 from belvedere.zoo.convert.cvt import cvt_spec_of
 from belvedere.zoo.convert.esvit import SYSTEMS, _features

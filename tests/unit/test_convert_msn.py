@@ -17,7 +17,7 @@ from torch import Tensor
 from belvedere.core import files
 from belvedere.core.errors import WeightsError
 from belvedere.nn.spec import ViTSpec
-from belvedere.nn.vit import VIT_NAMES, vit_spec
+from belvedere.nn.spec.vit import VIT_NAMES, vit_spec
 from belvedere.recipe.load import load_recipe
 from belvedere.zoo.convert.vit import vit_spec_of
 from belvedere.zoo.importing import import_checkpoint

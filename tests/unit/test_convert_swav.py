@@ -12,7 +12,7 @@ from published_swav import HEADS, published
 
 from belvedere.core.errors import WeightsError
 from belvedere.nn.build import build
-from belvedere.nn.resnet import RESNET_NAMES, resnet_spec
+from belvedere.nn.spec.resnet import RESNET_NAMES, resnet_spec
 from belvedere.zoo.convert.networks import backbone_shapes
 from belvedere.zoo.convert.resnet import resnet_spec_of
 from belvedere.zoo.importing import import_checkpoint

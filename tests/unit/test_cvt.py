@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from belvedere.core import rng
 from belvedere.nn.build import build
-from belvedere.nn.cvt import CVT_NAMES, Attention, CvT, FeedForward, cvt_spec
+from belvedere.nn.cvt import Attention, CvT, FeedForward
 from belvedere.nn.norm import GlobalBatchNorm, commit_, globalize_
 from belvedere.nn.spec import BackboneSpec, CvTSpec
+from belvedere.nn.spec.cvt import CVT_NAMES, cvt_spec
 
 
 def _tiny(**changes: object) -> CvTSpec:

@@ -27,7 +27,8 @@ from belvedere.nn.build import build
 from belvedere.nn.granular import ContrastiveHead
 from belvedere.nn.heads import WeightNormHead
 from belvedere.nn.spec import BackboneSpec, ContrastiveHeadSpec, ViTSpec, WeightNormHeadSpec
-from belvedere.nn.vit import Block, vit_spec
+from belvedere.nn.spec.vit import vit_spec
+from belvedere.nn.vit import Block
 from belvedere.recipe.load import load_recipe
 from belvedere.train.session import build_method
 from belvedere.zoo.cards import Card, export

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from belvedere.core.errors import UsageError, WeightsError
 from belvedere.eval.classifier import FeatureNetwork
-from belvedere.nn.resnet import resnet_spec
 from belvedere.nn.spec import BackboneSpec
+from belvedere.nn.spec.resnet import resnet_spec
 from belvedere.nn.spec.swin import swin_spec
-from belvedere.nn.vit import vit_spec
+from belvedere.nn.spec.vit import vit_spec
 from belvedere.zoo import load, load_heads
 from belvedere.zoo.importing import import_checkpoint
 from belvedere.zoo.write import TARGETS, Outgoing, fitting_target, write

@@ -10,7 +10,8 @@ from torch import nn
 from belvedere.nn.granular import ContrastiveHead, GranularNetwork
 from belvedere.nn.position import resize_position
 from belvedere.nn.spec import ContrastiveHeadSpec
-from belvedere.nn.vit import ViT, vit_spec
+from belvedere.nn.spec.vit import vit_spec
+from belvedere.nn.vit import ViT
 
 SPEC = ContrastiveHeadSpec(
     hidden=16, out=6, layers=3, predictor=10, batch_norm=False, norm_before_predictor=True

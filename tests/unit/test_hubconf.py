@@ -11,8 +11,8 @@ from torch import nn
 
 from belvedere.core.errors import UsageError, WeightsError
 from belvedere.nn.build import build
-from belvedere.nn.resnet import resnet_spec
 from belvedere.nn.spec import ResNetSpec
+from belvedere.nn.spec.resnet import resnet_spec
 from belvedere.zoo import hub
 from belvedere.zoo.cards import export
 from belvedere.zoo.hub import ENTRIES, hub_network

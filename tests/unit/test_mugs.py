@@ -12,7 +12,8 @@ from belvedere.core.errors import RecipeError
 from belvedere.data.batch import Batch
 from belvedere.methods.method import Clock, Extent, Losses
 from belvedere.methods.mugs import Mugs, Options
-from belvedere.nn.vit import ViT, vit_spec
+from belvedere.nn.spec.vit import vit_spec
+from belvedere.nn.vit import ViT
 from belvedere.recipe.estimate import estimate
 from belvedere.recipe.load import load_recipe
 from belvedere.recipe.plan import plan

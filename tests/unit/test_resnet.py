@@ -14,9 +14,11 @@ from belvedere.nn import resnet
 from belvedere.nn.build import build
 from belvedere.nn.heads import PrototypeHeads, initialize_linears_, mlp_head
 from belvedere.nn.norm import GlobalBatchNorm, commit_, globalize_
-from belvedere.nn.resnet import RESNET_NAMES, ResNet, resnet_spec
+from belvedere.nn.resnet import ResNet
 from belvedere.nn.spec import BackboneSpec, FeatureSpec, MLPHeadSpec, ResNetSpec, ViTSpec
-from belvedere.nn.vit import ViT, vit_spec
+from belvedere.nn.spec.resnet import RESNET_NAMES, resnet_spec
+from belvedere.nn.spec.vit import vit_spec
+from belvedere.nn.vit import ViT
 
 
 def _tiny(*, block: str = "bottleneck", stem: str = "small", **changes: object) -> ResNetSpec:

@@ -18,7 +18,8 @@ from belvedere.nn.build import build
 from belvedere.nn.position import bicubic_matrix
 from belvedere.nn.sliding import ALL_CHUNKS, OWN_CHUNK, SlidingAttention, bias_rows, hidden_keys
 from belvedere.nn.spec import BackboneSpec, ViLSpec
-from belvedere.nn.vil import VIL_NAMES, FullAttention, ViL, vil_spec
+from belvedere.nn.spec.vil import VIL_NAMES, vil_spec
+from belvedere.nn.vil import FullAttention, ViL
 
 
 def _tiny(**changes: object) -> ViLSpec:

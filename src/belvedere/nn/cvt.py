@@ -33,34 +33,6 @@ _NORM_EPS = 1e-5
 _INIT_STD = 0.02
 _QUICK = 1.702  # QuickGELU: x * sigmoid(1.702 x)
 
-# name: widths, heads, blocks, drop_path (EsViT, `experiments/imagenet/cvt_v4/s1.yaml`)
-_TABLE: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], float]] = {
-    "cvt_tiny": ((64, 192, 384, 768), (1, 3, 6, 12), (2, 2, 6, 2), 0.1),
-}
-
-CVT_NAMES: tuple[str, ...] = tuple(_TABLE)
-"""The architectures of EsViT's code that have a description."""
-
-
-def cvt_spec(name: str, *, drop_path: float | None = None) -> CvTSpec:
-    """The architecture called `name` (`CVT_NAMES`); drop_path: another rate than the student's published one
-    (the teacher's is 0)."""
-    widths, heads, blocks, published = _TABLE[name]
-    return CvTSpec.model_validate(
-        {
-            "name": "cvt",
-            "widths": widths,
-            "heads": heads,
-            "blocks": blocks,
-            "kernels": (7, 3, 3, 3),
-            "strides": (4, 2, 2, 2),
-            "paddings": (2, 1, 1, 1),
-            "window": 7,
-            "mlp_ratio": 4.0,
-            "drop_path": published if drop_path is None else drop_path,
-        }
-    )
-
 
 def _pointwise(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 1x1 convolution of a map that has its channels last."""

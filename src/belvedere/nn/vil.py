@@ -33,35 +33,6 @@ from belvedere.ops.linear import linear
 _NORM_EPS = 1e-6
 _INIT_STD = 0.02
 
-# name: widths, heads, blocks (EsViT, `experiments/imagenet/vil/vil_small/base.yaml` and the README's ARCH)
-_TABLE: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
-    "vil_2262": ((96, 192, 384, 768), (3, 6, 12, 24), (2, 2, 6, 2)),
-}
-
-VIL_NAMES: tuple[str, ...] = tuple(_TABLE)
-"""The architectures of EsViT's README."""
-
-
-def vil_spec(name: str, *, mode: int = 1, drop_path: float = 0.0) -> ViLSpec:
-    """The architecture called `name` (`VIL_NAMES`), its tables for 224 px. mode: see `ViLSpec`."""
-    widths, heads, blocks = _TABLE[name]
-    return ViLSpec.model_validate(
-        {
-            "name": "vil",
-            "widths": widths,
-            "heads": heads,
-            "blocks": blocks,
-            "patches": (4, 2, 2, 2),
-            "sparse": (True, True, False, False),
-            "class_token": (True, True, True, False),
-            "window": 7,
-            "mode": mode,
-            "mlp_ratio": 4.0,
-            "image_px": 224,
-            "drop_path": drop_path,
-        }
-    )
-
 
 @lru_cache(maxsize=32)
 def _bias_rows(side: int, device: torch.device) -> Tensor:

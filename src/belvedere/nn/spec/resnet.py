@@ -106,3 +106,32 @@ class ResNetSpec(Settings):
             kept += out * side**2 * (stage > 0 or channels != out)  # the downsampling's output
             channels = out
         return kept
+
+
+# name: block, blocks of the stages, widen (specs: SwAV's `resnet50*`; the small ones are torchvision's)
+_TABLE: dict[str, tuple[str, tuple[int, int, int, int], int]] = {
+    "resnet18": ("basic", (2, 2, 2, 2), 1),
+    "resnet34": ("basic", (3, 4, 6, 3), 1),
+    "resnet50": ("bottleneck", (3, 4, 6, 3), 1),
+    "resnet50w2": ("bottleneck", (3, 4, 6, 3), 2),
+    "resnet50w4": ("bottleneck", (3, 4, 6, 3), 4),
+    "resnet50w5": ("bottleneck", (3, 4, 6, 3), 5),
+}
+
+RESNET_NAMES: tuple[str, ...] = tuple(_TABLE)
+"""The architectures of SwAV's code, and two for small work."""
+
+
+def resnet_spec(name: str) -> ResNetSpec:
+    """The architecture called `name` (`RESNET_NAMES`), with the stem for ImageNet's sizes."""
+    block, blocks, widen = _TABLE[name]
+    return ResNetSpec.model_validate(
+        {
+            "name": "resnet",
+            "block": block,
+            "blocks": blocks,
+            "widen": widen,
+            "width_per_group": 64,
+            "stem": "imagenet",
+        }
+    )

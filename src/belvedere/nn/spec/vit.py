@@ -78,3 +78,49 @@ class ViTSpec(Settings):
     def num_patches(self, px: int) -> int:
         """Patches of a square image of `px` pixels, a multiple of `multiple_px`."""
         return (px // self.patch_px) ** 2
+
+
+# name: width, depth, heads, patch_px, mlp_ratio, stem (specs: MSN's `deit_*` table)
+_TABLE: dict[str, tuple[int, int, int, int, float, str]] = {
+    "deit_tiny": (192, 12, 3, 16, 4.0, "patch"),
+    "deit_small": (384, 12, 6, 16, 4.0, "patch"),
+    "deit_small_p8": (384, 12, 6, 8, 4.0, "patch"),
+    "deit_small_p7": (384, 12, 6, 7, 4.0, "patch"),
+    "vitc_4gf": (384, 11, 6, 16, 3.0, "conv"),
+    "deit_small_convstem": (384, 11, 6, 16, 6.0, "conv"),
+    "deit_base": (768, 12, 12, 16, 4.0, "patch"),
+    "deit_base_p8": (768, 12, 12, 8, 4.0, "patch"),
+    "deit_base_p7": (768, 12, 12, 7, 4.0, "patch"),
+    "deit_base_p4": (768, 12, 12, 4, 4.0, "patch"),
+    "deit_large": (1024, 24, 16, 16, 4.0, "patch"),
+    "deit_large_p8": (1024, 24, 16, 8, 4.0, "patch"),
+    "deit_large_p7": (1024, 24, 16, 7, 4.0, "patch"),
+    "deit_huge": (1280, 32, 16, 16, 4.0, "patch"),
+    "deit_huge_p8": (1280, 32, 16, 8, 4.0, "patch"),
+    "deit_huge_p7": (1280, 32, 16, 7, 4.0, "patch"),
+    "deit_huge_p10": (1280, 32, 16, 10, 4.0, "patch"),
+}
+
+VIT_NAMES: tuple[str, ...] = tuple(_TABLE)
+"""The architectures MSN's code names."""
+
+
+def vit_spec(name: str, *, drop_path: float = 0.0) -> ViTSpec:
+    """The published architecture called `name` (`VIT_NAMES`), with a position table for about 224 px.
+
+    A patch of 10 px does not divide 224; its table is that of the 22 whole patches, 220 px.
+    """
+    width, depth, heads, patch_px, mlp_ratio, stem = _TABLE[name]
+    return ViTSpec.model_validate(
+        {
+            "name": "vit",
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "patch_px": patch_px,
+            "mlp_ratio": mlp_ratio,
+            "stem": stem,
+            "image_px": 224 // patch_px * patch_px,
+            "drop_path": drop_path,
+        }
+    )

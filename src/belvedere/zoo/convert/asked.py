@@ -9,12 +9,12 @@ from pydantic import TypeAdapter
 
 from belvedere.core.errors import WeightsError
 from belvedere.core.match import with_nearest
-from belvedere.nn.cvt import CVT_NAMES, cvt_spec
-from belvedere.nn.resnet import RESNET_NAMES, resnet_spec
 from belvedere.nn.spec import BackboneSpec
+from belvedere.nn.spec.cvt import CVT_NAMES, cvt_spec
+from belvedere.nn.spec.resnet import RESNET_NAMES, resnet_spec
 from belvedere.nn.spec.swin import SWIN_NAMES, swin_spec
-from belvedere.nn.vil import VIL_NAMES, vil_spec
-from belvedere.nn.vit import VIT_NAMES, vit_spec
+from belvedere.nn.spec.vil import VIL_NAMES, vil_spec
+from belvedere.nn.spec.vit import VIT_NAMES, vit_spec
 from belvedere.recipe.shipped import recipe_names, recipe_text
 from belvedere.recipe.text import read
 from belvedere.zoo.convert.checkpoint import Asked

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from belvedere.core.errors import WeightsError
 from belvedere.core.match import Shape
-from belvedere.nn.cvt import CVT_NAMES
 from belvedere.nn.spec import CvTSpec
+from belvedere.nn.spec.cvt import CVT_NAMES
 from belvedere.zoo.convert.checkpoint import shape
 
 _BLOCK = re.compile(r"stage(\d+)\.1\.layers\.(\d+)\.")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from belvedere.core.errors import WeightsError
 from belvedere.core.match import Shape, with_nearest
 from belvedere.nn.spec import ViTSpec
-from belvedere.nn.vit import VIT_NAMES, vit_spec
+from belvedere.nn.spec.vit import VIT_NAMES, vit_spec
 from belvedere.zoo.convert.checkpoint import shape
 
 _HEAD_WIDTH = 64  # columns per attention head, but for deit_huge
