@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import InterpolationMode, functional
 
 from belvedere.eval.classifier import FeatureNetwork
 from belvedere.nn.build import build
@@ -69,7 +69,8 @@ def check_image_processor(case: Case, arrays: Arrays) -> None:
     pillow, other = Image.fromarray(image), torch.from_numpy(image.transpose(2, 0, 1).copy())
     if settings["do_resize"]:
         pillow = pillow.resize(size[::-1], Image.Resampling(resample))
-        other = functional.resize(other, list(size), _INTERPOLATION[resample], antialias=True)  # type: ignore[arg-type]
+        mode = InterpolationMode(_INTERPOLATION[resample])
+        other = functional.resize(other, list(size), mode, antialias=True)
     levels = torch.from_numpy(np.asarray(pillow).transpose(2, 0, 1).copy())
     compare(case, "out_pil", normalized(levels), arrays["out_pil"])
     compare(case, "out_torchvision", normalized(other), arrays["out_torchvision"])
