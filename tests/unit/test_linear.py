@@ -12,6 +12,11 @@ from belvedere.ops.linear import linear
 SHAPES = [(3, 5, 8), (20, 1, 8), (4, 3, 7, 8), (2, 2, 3, 2, 8)]
 
 
+@pytest.fixture(autouse=True)
+def _no_product_is_too_small(monkeypatch):
+    monkeypatch.setattr(module, "_FEW", 1)
+
+
 def draw(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(dtype)
@@ -70,11 +75,17 @@ def test_an_export_has_matrix_products_only():
     assert not [name for name in names if "conv" in name]
 
 
-def test_the_convolution_is_taken(monkeypatch):
+@pytest.mark.parametrize(
+    ("images", "threads", "few", "taken"),
+    [(20, 1, 1, True), (3, 2, 1, True), (3, 1, 1, False), (20, 1, 10**6, False)],
+)
+def test_the_convolution_is_taken_where_it_pays(images, threads, few, taken, monkeypatch):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch was built without oneDNN")
-    taken = []
+    calls = []
     convolve = F.conv2d
-    monkeypatch.setattr(module.F, "conv2d", lambda *given: taken.append(given) or convolve(*given))
-    linear(*draw((3, 5, 8)))
-    assert len(taken) == 1
+    monkeypatch.setattr(module.F, "conv2d", lambda *given: calls.append(given) or convolve(*given))
+    monkeypatch.setattr(module, "_FEW", few)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    linear(*draw((images, 5, 8)))
+    assert bool(calls) == taken
