@@ -34,6 +34,10 @@ class DataError(BelvedereError):
     """Images or labels that are missing, empty or cannot be read."""
 
 
+class UndividedError(DataError):
+    """`data.split` asks for one part of images that are not divided into parts."""
+
+
 class CheckpointError(BelvedereError):
     """A training state that is missing, altered or does not fit this run."""
 

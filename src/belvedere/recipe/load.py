@@ -30,7 +30,25 @@ def load_recipe(name_or_path: str | FilePath, overrides: Sequence[str] = ()) -> 
     draft = _Draft(read(text))
     for override in overrides:
         draft.apply(override)
-    return _finished(draft, label)
+    split_is_default = isinstance(name_or_path, str) and name_or_path in recipe_names()
+    split_is_default = split_is_default and not draft.is_given(("data", "split"))
+    remarks = _without_split(draft.written.values) if split_is_default else ()
+    recipe = _finished(draft, label)
+    recipe._split_is_default, recipe._remarks = split_is_default, remarks
+    return recipe
+
+
+def _without_split(values: dict[str, Any]) -> tuple[str, ...]:
+    """Take the split that came with a recipe from `values` where `data.path` is a list, whose parts say
+    themselves which split they are; returns what to tell of it."""
+    data = values.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("path"), tuple) or data.get("split") is None:
+        return ()
+    values["data"] = data | {"split": None}
+    words = (
+        f"data.split: {data['split']} comes with the recipe {values.get('name')} and is not used, because "
+    )
+    return (words + "data.path is a list; give each of its parts its `split`, or all its images are used",)
 
 
 def read_recipe(text: str, *, label: str = "recipe.yaml") -> Recipe:
@@ -97,6 +115,10 @@ class _Draft:
         self.overridden.append(path)
         for line_path in [known for known in self.written.lines if known[: len(path)] == path]:
             del self.written.lines[line_path]
+
+    def is_given(self, path: Path) -> bool:
+        """Whether an override gave the key at `path`, alone or with the section around it."""
+        return any(path[: len(known)] == known for known in self.overridden)
 
     def _section(self, path: Path) -> dict[str, Any] | None:
         """The section that holds the key at `path`, copied along the way: an alias shares it with others."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     Field,
+    PrivateAttr,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
     create_model,
@@ -122,6 +123,24 @@ class Recipe(Settings):
     init: InitSpec | None = None
     run: RunSpec = RunSpec()
     published: Published | None = None
+    _split_is_default: bool = PrivateAttr(default=False)
+    _remarks: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def split_is_default(self) -> bool:
+        """Whether `data.split` came with a shipped recipe, so that images without parts do without it."""
+        return self._split_is_default
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What whoever carries the recipe out is to be told of how it was read."""
+        return self._remarks
+
+    def __eq__(self, other: object) -> bool:
+        """Equal settings, wherever they came from."""
+        return isinstance(other, Recipe) and dict(self) == dict(other)
+
+    __hash__ = None  # type: ignore[assignment]  # views are a dict
 
     @field_validator("name")
     @classmethod

@@ -15,17 +15,18 @@ from belvedere.core.errors import DataError, NonFiniteError
 from belvedere.core.files import DirectoryLock, write_json
 from belvedere.core.log import say
 from belvedere.data.loader import Loader
-from belvedere.data.sources import Source, check_sample, open_source
+from belvedere.data.sources import check_sample
 from belvedere.engine.agreement import agree
 from belvedere.engine.health import measure
 from belvedere.engine.progress import Progress
 from belvedere.engine.watch import Watch
 from belvedere.methods.method import Clock
-from belvedere.recipe.plan import data_path, run_dir
 from belvedere.recipe.plan import plan as make_plan
+from belvedere.recipe.plan import run_dir
 from belvedere.recipe.schema import Recipe
 from belvedere.train.dataset_pass import StoppedInPassError, epoch_batches
 from belvedere.train.export import export_backbone
+from belvedere.train.images import open_images
 from belvedere.train.loop import BadStepError, StepReport, Wish, steps
 from belvedere.train.record import METRICS_NAME, Metrics
 from belvedere.train.rescue import save_bad_step
@@ -66,7 +67,7 @@ def pretrain(recipe: Recipe) -> Outcome:
             torch.set_num_threads(recipe.run.threads)
         session = open_session(recipe, device)
         with _locked(session.directory):
-            agree(lambda: settle_recipe(recipe, session.directory), only_main=True)
+            agree(lambda: settle_recipe(session.recipe, session.directory), only_main=True)
             resumed = session.resume()
             if not resumed:
                 take_over(session)
@@ -81,29 +82,16 @@ def pretrain(recipe: Recipe) -> Outcome:
 
 def open_session(recipe: Recipe, device: torch.device) -> Session:
     """Meet reality: find the images, lay out the plan, build the method. Writes nothing."""
-    source = _opened(recipe)
-    source, notes = as_begun(source, run_dir(recipe))
+    recipe, source, notes = open_images(recipe)
+    source, gone = as_begun(source, run_dir(recipe))
     report = check_sample(source, seed=recipe.seed)
     plan = make_plan(recipe, num_images=len(source), world_size=dist.world_size(), device=device.type)
     session = Session.start(recipe, plan, source, report, device)
     skipped = getattr(source, "skipped", ())
     if skipped:
-        notes.append(f"{len(skipped)} folders or files were left out, see data_report.json: {skipped[0]}")
-    session.notes += notes
+        gone.append(f"{len(skipped)} folders or files were left out, see data_report.json: {skipped[0]}")
+    session.notes += notes + gone
     return session
-
-
-def _opened(recipe: Recipe) -> Source:
-    """The recipe's images. Rank 0 looks first: it indexes (unpacks, downloads) what the others then find."""
-    found: list[Source] = []
-
-    def look() -> None:
-        found.append(open_source(data_path(recipe), split=recipe.data.split))
-
-    agree(look, only_main=True)
-    if not found:
-        look()
-    return found[0]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from belvedere.core.errors import DataError
+from belvedere.core.errors import DataError, UndividedError
 from belvedere.data.sources.mapped import MappedFile
 from belvedere.data.sources.source import UNLABELLED, ArraySource, Numbered, Source
 
@@ -76,7 +76,7 @@ def _load(file: Path | io.BytesIO, where: str = "") -> Any:
 
 def _refuse_split(split: str | None, where: str) -> None:
     if split is not None:
-        raise DataError(
+        raise UndividedError(
             f"data.split is {split!r}, but {where} (data.path) is one array; set data.split=null, or give "
             f"an .npz file of x_train, y_train, x_test and y_test"
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from belvedere.core.errors import DataError
+from belvedere.core.errors import DataError, UndividedError
 from belvedere.data.sources.index import Index, IndexWriter, open_index
 from belvedere.data.sources.local import read_file
 
@@ -100,7 +100,7 @@ def _parts(root: Path) -> tuple[str, ...]:
 
 def _folder_of(root: Path, parts: tuple[str, ...], split: str) -> str:
     if not parts:
-        raise DataError(
+        raise UndividedError(
             f"data.split is {split!r}, but {root} (data.path) is not divided into train/ and val/ or test/; "
             f"set data.split=null to take all its images"
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from belvedere.core.errors import DataError, MissingPackageError
+from belvedere.core.errors import DataError, MissingPackageError, UndividedError
 from belvedere.data.decode import UnreadableImage
 from belvedere.data.sources.columns import LABEL_COLUMNS, columns_of
 from belvedere.data.sources.indexed import numbered_classes
@@ -60,7 +60,7 @@ def from_huggingface(dataset: Any, *, split: str | None = None, name: str | None
             raise DataError(f"the splits {', '.join(parts)} have different columns; set data.split")
         dataset = datasets.concatenate_datasets(list(parts.values()))
     elif split is not None:
-        raise DataError(
+        raise UndividedError(
             f"data.split is {split!r}, but this is one data set without splits; set data.split=null"
         )
     if not isinstance(dataset, datasets.Dataset):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from belvedere.core.errors import DataError
+from belvedere.core.errors import DataError, UndividedError
 from belvedere.data.sources.folder import EXTENSIONS
 
 TRAIN = "train"
@@ -105,7 +105,8 @@ def part_wanted(parts: Iterable[str], split: str | None, where: str) -> str | No
     found = next((part for part in ((TRAIN,) if split == TRAIN else HELD_OUT) if part in there), None)
     if found is None:
         listed = ", ".join(sorted(part for part in there if part))
-        raise DataError(
+        kind = DataError if listed else UndividedError
+        raise kind(
             f"data.split is {split!r}, but {where} (data.path) "
             + (f"has only the parts {listed}" if listed else "is not divided into train and val or test")
             + "; set data.split=null to take all its images"

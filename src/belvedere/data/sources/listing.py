@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from belvedere.core.errors import BelvedereError, DataError, MissingPackageError
+from belvedere.core.errors import BelvedereError, DataError, MissingPackageError, UndividedError
 from belvedere.data.decode import UnreadableImage
 from belvedere.data.sources.access import ReadError, fetched_whole, is_url
 from belvedere.data.sources.index import Index, IndexWriter, open_index
@@ -73,7 +73,7 @@ def _find(path: Path, split: str | None, writer: IndexWriter) -> None:
         writer.stamp(path)
         divided = _write_down(path, split, writer, mistakes=mistakes, hashes=hashes)
         if split is not None and hashes and not divided:
-            raise DataError(
+            raise UndividedError(
                 f"data.split is {split!r}, but {path} (data.path) says no split of its images; "
                 f"set data.split=null, or give each line a `split` (.csv, .tsv, .jsonl)"
             )

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from belvedere.core.cache import writable_folder
-from belvedere.core.errors import DataError, MissingPackageError
+from belvedere.core.errors import DataError, MissingPackageError, UndividedError
 from belvedere.data.sources.arrays import checked_pixels, joined_arrays
 from belvedere.data.sources.objects import ObjectSource, holds_pixels, labelled
 from belvedere.data.sources.source import Source
@@ -118,7 +118,7 @@ def _parts(
     if "split" in allowed and "split" not in options:
         return _by_split(kind, options, split)
     if split is not None:
-        raise DataError(
+        raise UndividedError(
             f"data.split is {split!r}, but {_title(kind)} "
             + ("is told its split in data.path" if {"split", "train"} & set(options) else "is not divided")
             + "; set data.split=null"

@@ -1,0 +1,45 @@
+"""A run's images, opened as its recipe says."""
+
+from __future__ import annotations
+
+from belvedere.core.errors import UndividedError
+from belvedere.data.sources import Source, open_source
+from belvedere.data.spec import told
+from belvedere.engine.agreement import agree
+from belvedere.recipe.plan import data_path
+from belvedere.recipe.schema import Recipe
+
+
+def open_images(recipe: Recipe) -> tuple[Recipe, Source, list[str]]:
+    """(the recipe as it is carried out, its images, what to tell of both).
+
+    The recipe is another one only where its `data.split` came with a shipped recipe and the images are not
+    divided into parts: all of them are then used, and `data.split` is null. A split that a person gave is
+    refused there, and one that divided images do not have is refused always. Raises DataError.
+
+    Rank 0 looks first: it indexes (unpacks, downloads) what the others then find.
+    """
+    path, found = data_path(recipe), list[Source]()
+
+    def look() -> tuple[str | None, str]:
+        """(the split that was opened, why it is not the recipe's)."""
+        try:
+            found.append(open_source(path, split=recipe.data.split))
+        except UndividedError as error:
+            if not recipe.split_is_default:
+                raise
+            found.append(open_source(path))
+            return None, str(error).partition(";")[0]
+        return recipe.data.split, ""
+
+    split, reason = agree(look, only_main=True)[0]
+    if not found:
+        found.append(open_source(path, split=split))
+    notes = list(recipe.remarks)
+    if reason:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"split": split})})
+        notes.append(
+            f"{reason}: this split comes with the recipe {recipe.name} and is not used; all "
+            f"{len(found[0]):,} images of {told(path)} are"
+        )
+    return recipe, found[0], notes
