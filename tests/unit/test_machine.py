@@ -43,6 +43,37 @@ def sixteen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("files", "total"),
+    [
+        ({}, None),
+        ({"proc/meminfo": "MemTotal: 1024 kB\nMemAvailable: 5 kB\n"}, 1 << 20),
+        ({"proc/meminfo": "MemTotal: 1024 kB\nSwapTotal: 1024 kB\n"}, 2 << 20),
+        (
+            {
+                "proc/meminfo": "MemTotal: 1024 kB\n",
+                "proc/self/cgroup": "0::/a\n",
+                "cg/a/memory.max": "4096\n",
+                "cg/a/memory.current": "1\n",
+            },
+            4096,
+        ),
+        (
+            {
+                "proc/meminfo": "MemTotal: 1024 kB\n",
+                "proc/self/cgroup": "3:memory:/\n",
+                "cg/memory/memory.limit_in_bytes": "9223372036854771712\n",
+                "cg/memory/memory.usage_in_bytes": "1\n",
+            },
+            1 << 20,
+        ),
+    ],
+)
+def test_all_memory_there_can_be(tmp_path: Path, files: dict[str, str], total: int | None) -> None:
+    write(tmp_path, files)
+    assert machine.memory_bytes(proc=tmp_path / "proc", cgroups=tmp_path / "cg") == total
+
+
+@pytest.mark.parametrize(
     ("files", "cpus"),
     [
         ({}, 16),

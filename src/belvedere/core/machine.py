@@ -43,6 +43,20 @@ def available_bytes(*, proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None
     return min(left, default=None)
 
 
+def memory_bytes(*, proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
+    """All the memory that processes here can ever have together, used or not; None where it is not told.
+
+    The least of: the machine's memory and swap, and the limits of the control group and those above it.
+    """
+    found = []
+    meminfo = {line.partition(":")[0]: line for line in _lines(proc / "meminfo")}
+    if "MemTotal" in meminfo:
+        lines = [meminfo[name] for name in ("MemTotal", "SwapTotal") if name in meminfo]
+        found.append(sum(int(line.split()[1]) for line in lines) * 1024)
+    limits = [_memory_limit(folder)[0] for folder in _groups("memory", proc, cgroups)]
+    return min([*found, *(limit for limit in limits if limit is not None)], default=None)
+
+
 def shared_bytes(*, folder: Path = SHARED) -> int | None:
     """Free bytes of the shared memory that processes hand tensors over in; None where there is no such
     file system, and so no limit of its own."""

@@ -17,12 +17,12 @@ from belvedere.nn.backbone import Features
 from belvedere.nn.linear import Linear
 from belvedere.nn.position import resize_position
 from belvedere.nn.spec import ViTSpec
+from belvedere.nn.spec.vit import CONV_WIDTHS
 from belvedere.ops.attention import attention
 from belvedere.ops.linear import linear
 
 _NORM_EPS = 1e-6
 _INIT_STD = 0.02
-_CONV_WIDTHS = (48, 96, 192, 384)  # the conv stem of the published vitc_4gf and deit_small_convstem
 
 
 class PatchEmbed(nn.Module):
@@ -56,7 +56,7 @@ class ConvStem(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for out in _CONV_WIDTHS:
+        for out in CONV_WIDTHS:
             layers += [nn.Conv2d(channels, out, 3, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
             channels = out
         self.stem = nn.Sequential(*layers, nn.Conv2d(channels, width, 1))

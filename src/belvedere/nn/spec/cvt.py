@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from belvedere.core.settings import Settings
-from belvedere.nn.spec.count import Count
+from belvedere.nn.spec.count import Count, linear, mlp, norm, times
 from belvedere.nn.spec.refusals import no_class_token, norm_of_last_stage
 from belvedere.nn.spec.stages import PerStage, check_stages
 
@@ -95,6 +95,27 @@ class CvTSpec(Settings):
     def num_patches(self, px: int) -> int:
         """Cells of the last map for a square image."""
         return self.sides(px)[-1] ** 2
+
+    @property
+    def num_layers(self) -> int:
+        """Layers, roughly."""
+        return 14 * self.depth + 4 * len(self.blocks)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the network."""
+        total, channels = 0, 3
+        for width, kernel, blocks in zip(self.widths, self.kernels, self.blocks, strict=True):
+            embedding = linear(kernel**2 * channels, width) + norm(width)
+            attention = 9 * width + norm(width) + linear(width, 3 * width) + linear(width, width)
+            block = 2 * norm(width) + attention + mlp(width, times(width, self.mlp_ratio))
+            total += embedding + blocks * block
+            channels = width
+        return total + norm(channels)
+
+    def num_constants(self, px: int) -> int:
+        """Numbers of 4 bytes that do not follow from parameters, for images of `px`: none."""
+        return 0
 
     def kept_values(self, px: int) -> int:
         """Values that the backward pass needs of one image: of each block the two residual sums and their

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from belvedere.core.settings import Settings
-from belvedere.nn.spec.count import Count
+from belvedere.nn.spec.count import Count, linear, norm
 
 
 class HeadSpec(Settings):
@@ -16,6 +16,17 @@ class HeadSpec(Settings):
     hidden: Count
     out: Count
     batch_norm: bool
+    num_layers: ClassVar[int] = 8
+
+    def num_parameters(self, width: int) -> int:
+        """Parameters of a head for features of `width` columns."""
+        norms = 2 * norm(self.hidden) if self.batch_norm else 0
+        hidden = self.hidden
+        return linear(width, hidden) + linear(hidden, hidden) + linear(hidden, self.out) + norms
+
+    def kept_values(self, width: int) -> int:
+        """Values that the backward pass needs of one row."""
+        return width + (3 if self.batch_norm else 2) * 2 * self.hidden + self.out
 
 
 class MLPHeadSpec(Settings):
@@ -31,6 +42,19 @@ class MLPHeadSpec(Settings):
         if self.hidden == 0 and self.batch_norm:
             raise ValueError("batch_norm has no effect with hidden 0, one linear layer; set it to false")
         return self
+
+    num_layers: ClassVar[int] = 5
+
+    def num_parameters(self, width: int) -> int:
+        """Parameters of a head for features of `width` columns."""
+        if self.hidden == 0:
+            return linear(width, self.out)
+        norms = norm(self.hidden) if self.batch_norm else 0
+        return linear(width, self.hidden) + norms + linear(self.hidden, self.out)
+
+    def kept_values(self, width: int) -> int:
+        """Values that the backward pass needs of one row, its unit embedding among them."""
+        return width + (3 if self.batch_norm else 2) * self.hidden + 2 * self.out
 
 
 class ContrastiveHeadSpec(Settings):
@@ -51,6 +75,22 @@ class ContrastiveHeadSpec(Settings):
             raise ValueError("batch_norm has no effect with one layer; set it to false")
         return self
 
+    @property
+    def num_layers(self) -> int:
+        """Layers, roughly."""
+        return 3 * self.layers + 3
+
+    def num_parameters(self, width: int, *, predictor: bool) -> int:
+        """Parameters of a head for features of `width` columns; predictor: of the student."""
+        norms = (self.layers - 1) * norm(self.hidden) if self.batch_norm else 0
+        total = norms + _stack(width, self.hidden, self.out, self.layers, bias=False)
+        return total + (2 * self.out * self.predictor if predictor else 0)
+
+    def kept_values(self, width: int) -> int:
+        """Values that the backward pass needs of one row, its unit embedding among them."""
+        each = 3 if self.batch_norm else 2
+        return width + (self.layers - 1) * each * self.hidden + 2 * self.predictor + 4 * self.out
+
 
 class WeightNormHeadSpec(Settings):
     """The projection head of DINO, EsViT and Mugs' groups: `layers` linear layers, `hidden` wide, to
@@ -69,3 +109,35 @@ class WeightNormHeadSpec(Settings):
         if self.layers == 1 and self.batch_norm:
             raise ValueError("batch_norm has no effect with one layer; set it to false")
         return self
+
+    @property
+    def num_layers(self) -> int:
+        """Layers, roughly."""
+        return 3 * self.layers + 2
+
+    def num_parameters(self, width: int) -> int:
+        """Parameters of a head for features of `width` columns, the scales of its prototypes among them."""
+        norms = (self.layers - 1) * norm(self.hidden) if self.batch_norm else 0
+        return (
+            norms
+            + _stack(width, self.hidden, self.bottleneck, self.layers)
+            + (self.bottleneck + 1) * self.out
+        )
+
+    def num_trained(self, width: int) -> int:
+        """Those of them that are trained."""
+        return self.num_parameters(width) - (self.out if self.norm_last_layer else 0)
+
+    def kept_values(self, width: int) -> int:
+        """Values that the backward pass needs of one row, its unit embedding and that one's gradient among
+        them; logits are never kept."""
+        each = 3 if self.batch_norm else 2
+        return width + (self.layers - 1) * each * self.hidden + 4 * self.bottleneck
+
+
+def _stack(width: int, hidden: int, out: int, layers: int, *, bias: bool = True) -> int:
+    """Parameters of so many linear layers, `hidden` wide between the first and the last."""
+    if layers == 1:
+        return linear(width, out, bias=bias)
+    inner = (layers - 2) * linear(hidden, hidden, bias=bias)
+    return linear(width, hidden, bias=bias) + inner + linear(hidden, out, bias=bias)

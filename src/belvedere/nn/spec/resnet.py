@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from belvedere.core.settings import Settings
-from belvedere.nn.spec.count import Count
+from belvedere.nn.spec.count import Count, norm
 from belvedere.nn.spec.refusals import no_class_token
 
 
@@ -84,6 +84,36 @@ class ResNetSpec(Settings):
         halvings = 5 if self.stem == "imagenet" else 3
         side = -(-px >> halvings)
         return side * side
+
+    @property
+    def num_layers(self) -> int:
+        """Layers, roughly."""
+        return (8 if self.block == "bottleneck" else 6) * sum(self.blocks) + 3
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the network."""
+        channels = self.planes(0)
+        total = 3 * channels * (9 if self.stem == "small" else 49) + norm(channels)
+        for stage, blocks in enumerate(self.blocks):
+            out = self.channels(stage)
+            first, rest = self._block(stage, channels), self._block(stage, out)
+            total += first + (blocks - 1) * rest
+            if stage or channels != out:
+                total += channels * out + norm(out)
+            channels = out
+        return total
+
+    def _block(self, stage: int, channels: int) -> int:
+        """Parameters of a stage's block without its downsampling."""
+        out, inner = self.channels(stage), self.inner_width(stage)
+        if self.block == "basic":
+            return 9 * (channels * out + out * out) + 2 * norm(out)
+        return channels * inner + 9 * inner**2 + inner * out + 2 * norm(inner) + norm(out)
+
+    def num_constants(self, px: int) -> int:
+        """Numbers of 4 bytes that do not follow from parameters, for images of `px`: none."""
+        return 0
 
     def kept_values(self, px: int) -> int:
         """Values that the backward pass needs of one image: every convolution's output before BatchNorm and

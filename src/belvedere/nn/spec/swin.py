@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from belvedere.core.settings import Settings
-from belvedere.nn.spec.count import Count
+from belvedere.nn.spec.count import Count, linear, mlp, norm, times
 from belvedere.nn.spec.refusals import no_class_token, no_whole_patches, norm_of_last_stage
 from belvedere.nn.spec.stages import PerStage
 
@@ -101,6 +101,35 @@ class SwinSpec(Settings):
     def num_patches(self, px: int) -> int:
         """Tokens of the last stage for a square image of `px` pixels, a multiple of `multiple_px`."""
         return self._side(px, len(self.blocks) - 1) ** 2
+
+    @property
+    def num_layers(self) -> int:
+        """Layers, roughly."""
+        return 10 * self.depth + 5 * len(self.blocks)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the network."""
+        total = linear(3 * self.patch_px**2, self.embed_width) + norm(self.embed_width)
+        for stage, blocks in enumerate(self.blocks):
+            width = self.width(stage)
+            table = (2 * self.window_of(stage) - 1) ** 2 * self.heads[stage]
+            attention = linear(width, 3 * width) + linear(width, width) + table
+            total += blocks * (2 * norm(width) + attention + mlp(width, times(width, self.mlp_ratio)))
+            if stage:
+                before = self.width(stage - 1)
+                total += norm(4 * before) + linear(4 * before, 2 * before, bias=False)
+        return total + norm(self.out_width)
+
+    def num_constants(self, px: int) -> int:
+        """Numbers of 4 bytes that do not follow from parameters, for images of `px`: for each window which
+        entry of the table is between two cells (8 bytes), and which cells of shifted windows are apart."""
+        total = 0
+        for stage in range(len(self.blocks)):
+            window, side = self.window_of(stage), self._side(px, stage)
+            windows = (-(-side // window)) ** 2 if self.shift_of(stage, 1) else 0
+            total += (2 + windows) * window**4
+        return total
 
     def kept_values(self, px: int) -> int:
         """Values that the backward pass needs of one image.

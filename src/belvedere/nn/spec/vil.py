@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from belvedere.core.settings import Settings
-from belvedere.nn.spec.count import Count
+from belvedere.nn.spec.count import Count, linear, mlp, norm, times
 from belvedere.nn.spec.refusals import no_whole_patches, norm_of_last_stage
 from belvedere.nn.spec.stages import PerStage, check_stages
 
@@ -113,6 +113,37 @@ class ViLSpec(Settings):
     def num_patches(self, px: int) -> int:
         """Cells of the last map for a square image."""
         return self.sides(px)[-1] ** 2
+
+    @property
+    def num_layers(self) -> int:
+        """Layers, roughly."""
+        return 13 * self.depth + 4 * len(self.blocks)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the network."""
+        total, channels = 0, 3
+        for stage, (width, patch) in enumerate(zip(self.widths, self.patches, strict=True)):
+            own, heads = self.class_token[stage], self.heads[stage]
+            total += linear(patch**2 * channels, width) + norm(width) + own * width
+            attention = linear(width, 3 * width) + linear(width, width) + own * 3 * heads
+            table = self.table_side(stage) ** 2 * heads
+            block = 2 * norm(width) + attention + table + mlp(width, times(width, self.mlp_ratio))
+            total += self.blocks[stage] * block
+            channels = width
+        return total + norm(channels)
+
+    def num_constants(self, px: int) -> int:
+        """Numbers of 4 bytes that do not follow from parameters, for images of `px`: which entry of a table is
+        between two cells (8 bytes), and where all cells see each other the biases [h, N, N] themselves."""
+        total = 0
+        for stage, side in enumerate(self.sides(px)):
+            if self.sparse[stage]:
+                total += 2 * 9 * self.window**4
+            else:
+                built = self.sides(self.image_px)[stage] ** 2
+                total += 2 * built**2 + self.blocks[stage] * self.heads[stage] * (built**2 + side**4)
+        return total
 
     def kept_values(self, px: int) -> int:
         """Values that the backward pass needs of one image.

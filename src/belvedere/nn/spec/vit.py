@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from belvedere.core.settings import Settings
-from belvedere.nn.spec.count import Count
+from belvedere.nn.spec.count import Count, linear, mlp, norm, times
+
+
+CONV_WIDTHS = (48, 96, 192, 384)
+"""Channels of the conv stem of the published vitc_4gf and deit_small_convstem."""
 
 
 class ViTSpec(Settings):
@@ -78,6 +83,35 @@ class ViTSpec(Settings):
     def num_patches(self, px: int) -> int:
         """Patches of a square image of `px` pixels, a multiple of `multiple_px`."""
         return (px // self.patch_px) ** 2
+
+    @property
+    def num_layers(self) -> int:
+        """Layers, roughly."""
+        return 10 * self.depth + (4 if self.stem == "patch" else 16)
+
+    @property
+    def block_parameters(self) -> int:
+        """Parameters of one block."""
+        width = self.width
+        attention = linear(width, 3 * width) + linear(width, width)
+        return 2 * norm(width) + attention + mlp(width, times(width, self.mlp_ratio))
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the network."""
+        width = self.width
+        stem = linear(3 * self.patch_px**2, width)
+        if self.stem == "conv":
+            steps = pairwise((3, *CONV_WIDTHS))
+            stem = sum(9 * before * after + norm(after) for before, after in steps)
+            stem += linear(CONV_WIDTHS[-1], width)
+        tables = (2 + self.num_patches(self.image_px)) * width
+        return stem + tables + self.depth * self.block_parameters + norm(width)
+
+    def num_constants(self, px: int) -> int:
+        """Numbers of 4 bytes that do not follow from parameters, for images of `px`: the matrix that resizes
+        the position table."""
+        return 0 if px == self.image_px else self.num_patches(px) * self.num_patches(self.image_px)
 
 
 # name: width, depth, heads, patch_px, mlp_ratio, stem (specs: MSN's `deit_*` table)
