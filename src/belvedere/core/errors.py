@@ -30,6 +30,13 @@ class RecipeError(BelvedereError):
     exit_code = EXIT_USAGE
 
 
+class WriteError(BelvedereError, OSError):
+    """A file that could not be written: `errno`, `strerror` and `filename` as of any OSError."""
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}"
+
+
 class DataError(BelvedereError):
     """Images or labels that are missing, empty or cannot be read."""
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from belvedere.core import dist
-from belvedere.core.files import replacing
+from belvedere.core.files import replacing, save_tensors
 from belvedere.train.loop import BadStepError
 
 
@@ -23,5 +21,6 @@ def save_bad_step(directory: Path, bad: BadStepError) -> Path:
         tensors |= {f"{kind}/{name}": value for name, value in getattr(batch, kind).items()}
     file = directory / "bad-steps" / f"{bad.at.step:09d}-rank{dist.rank()}.safetensors"
     with replacing(file) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary)
+        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        save_tensors(temporary, plain)
     return file

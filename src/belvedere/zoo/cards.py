@@ -17,11 +17,10 @@ from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from belvedere.core.errors import WeightsError
-from belvedere.core.files import remove_interrupted, replacing, sha256, write_yaml
+from belvedere.core.files import remove_interrupted, replacing, save_tensors, sha256, write_yaml
 from belvedere.core.settings import Settings
 from belvedere.nn.spec import BackboneSpec, FeatureSpec
 
@@ -135,5 +134,5 @@ def _head_tensors(heads: Mapping[str, nn.Module | Tensor]) -> dict[str, Tensor]:
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     """Replace `path`; returns the SHA-256 of the new file."""
     with replacing(path) as temporary:
-        save_file(tensors, temporary)
+        save_tensors(temporary, tensors)
         return sha256(temporary)

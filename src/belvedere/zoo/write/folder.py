@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from belvedere.core.errors import UsageError
-from belvedere.core.files import sha256, sync_file, sync_folder, write_json
+from belvedere.core.files import sha256, sync_file, sync_folder, write_errors, write_json
 
 MANIFEST_NAME = "export.json"
 _WRITING, _REPLACED = ".{name}.{pid}.writing", ".{name}.{pid}.replaced"
@@ -23,21 +23,22 @@ def placing(out: Path, *, target: str, source: str) -> Iterator[Path]:
 
     `export.json` is added: target and source as given, and the SHA-256 of every file. An error in the block
     leaves `out` as it was and nothing beside it. Raises UsageError if `out` holds anything but an earlier
-    export of the same source to the same target.
+    export of the same source to the same target, WriteError if the disk is full or `out` may not be written.
     """
     out = out.resolve()
     check_replaceable(out, target=target, source=source)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(out)
     temporary = out.parent / _WRITING.format(name=out.name, pid=os.getpid())
-    temporary.mkdir()
-    try:
-        yield temporary
-        _finish(temporary, {"target": target, "source": source})
-        _swap(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(out)
+        temporary.mkdir()
+        try:
+            yield temporary
+            _finish(temporary, {"target": target, "source": source})
+            _swap(temporary, out)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def check_replaceable(out: Path, *, target: str, source: str) -> None:

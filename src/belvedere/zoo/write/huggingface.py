@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from belvedere.core.files import write_json
+from belvedere.core.files import save_tensors, write_json
 from belvedere.nn.spec import FeatureSpec, ViTSpec
 from belvedere.nn.vit import ViT
 from belvedere.zoo.cards import Card
@@ -135,7 +134,7 @@ def _write(folder: Path, outgoing: Outgoing) -> None:
         classes, head = classifier.classes, head_of(classifier, backbone.norm)
         tensors |= {f"classifier.{name}": tensor for name, tensor in head.state_dict().items()}
     plain = {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(folder / "model.safetensors", plain, metadata={"format": "pt"})
     write_json(folder / "config.json", config(spec, classes=classes))
     write_json(folder / "preprocessor_config.json", preprocessor(card))
 

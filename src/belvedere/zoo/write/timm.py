@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from belvedere.core.errors import WeightsError
-from belvedere.core.files import write_json
+from belvedere.core.files import save_tensors, write_json
 from belvedere.nn.spec import ResNetSpec, SwinSpec, ViTSpec
 from belvedere.nn.vit import ViT
 from belvedere.zoo.cards import Card
@@ -110,7 +110,7 @@ def _write(folder: Path, outgoing: Outgoing) -> None:
     card, px = outgoing.card, _px(outgoing.card)
     state = timm_state(outgoing.backbone, px)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(folder / "model.safetensors", plain, metadata={"format": "pt"})
     name, arguments = architecture(card)
     pretrained = {
         "input_size": [3, px, px],

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from belvedere.core.errors import WeightsError
+from belvedere.core.files import save_tensors
 from belvedere.nn.spec import ResNetSpec, ViTSpec
 from belvedere.nn.vit import ViT
 from belvedere.zoo.cards import Card
@@ -69,7 +70,7 @@ def _write(folder: Path, outgoing: Outgoing) -> None:
     else:
         state = dict(backbone.state_dict())
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(folder / "model.safetensors", plain, metadata={"format": "pt"})
 
 
 def _read_back(folder: Path, outgoing: Outgoing) -> list[Side]:
