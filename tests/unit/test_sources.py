@@ -253,7 +253,7 @@ def test_all_mistakes_of_a_csv_are_reported_together(tmp_path):
         with_labels(open_source(str(tmp_path / "set")), table)
     text = str(caught.value)
     for part in (
-        "line 2: 'a.png' for the second",
+        "line 2: 'a.png' is labelled 'dog', but 'cat' in line 1",
         "line 3: no image 'z.png'",
         "line 4: 'b.png' has an empty",
         "line 5: 1 columns",
@@ -285,9 +285,9 @@ def test_fixed_lists_find_images_by_class_and_name(tmp_path):
     with pytest.raises(DataError) as caught:
         from_list(open_source(str(tmp_path), split="train"), listed)
     text = str(caught.value)
-    assert "n02/n02_8.JPEG" in text
-    assert "n03/n03_1.JPEG" in text
-    assert "n02_7.JPEG for the second time" in text
+    assert "line 2: no image 'n02_8.JPEG'" in text
+    assert "line 3: no image 'n03_1.JPEG'" in text
+    assert "line 4: 'n02_7.JPEG' for the second time, after line 1" in text
 
 
 def test_subset_keeps_order_labels_and_memory():
