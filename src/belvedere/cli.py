@@ -15,11 +15,10 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from importlib import import_module
 from typing import Protocol, cast
 
-from rich.text import Text
-
 from belvedere.commands import COMMANDS
+from belvedere.commands.options import Parser
 from belvedere.core.errors import EXIT_DONE, EXIT_ERROR, EXIT_USAGE, BelvedereError
-from belvedere.core.log import console, print_line, process_rank
+from belvedere.core.log import Text, console, never_refuse, print_line, process_rank
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -50,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # them; not at all, and a small network takes twice the time. Read once, when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        never_refuse(stream)
     try:
         with ExitStack() as muted:
             if process_rank() != 0:  # the first process says what all of them would
@@ -83,7 +84,7 @@ def _parsed(words: list[str]) -> tuple[Command, argparse.Namespace]:
 def _top_parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
     listed = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="belvedere",
         usage="belvedere COMMAND ...",
         description="Learn image representations without labels, so that a handful of labels is enough "
@@ -124,6 +125,8 @@ def _tell(error: Exception, message: str, *, debug: bool) -> None:
     if rank != 0 and getattr(error, "exit_code", EXIT_ERROR) == EXIT_USAGE:
         return
     if debug:
-        print_line(console(), "".join(traceback.format_exception(error)).rstrip())
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            print_line(console(), line)
     where = f" (process {rank})" if rank else ""
-    console().print(Text.assemble((f"error{where}:", "bold red"), f" {message}"), soft_wrap=True)
+    told = Text(f"error{where}:", style="bold red")
+    console().print(told, Text(message, lines=True), soft_wrap=True)

@@ -180,11 +180,11 @@ def test_demo_writes_where_it_is_told_and_passes_on_the_status(
 
 def test_an_error_is_one_message_without_a_traceback(monkeypatch: Patch, capsys: Capture) -> None:
     pretraining(
-        monkeypatch, raising(NonFiniteError("step 3 is not finite: [loss]\ntry a smaller optim.lr.peak"))
+        monkeypatch, raising(NonFiniteError("step 3 is not finite: [loss]\n  try a smaller optim.lr.peak"))
     )
     assert main(["pretrain", "tiny/msn"]) == 1
     said = capsys.readouterr()
-    assert said.err == "error: step 3 is not finite: [loss]\ntry a smaller optim.lr.peak\n"
+    assert said.err == "error: step 3 is not finite: [loss]\n  try a smaller optim.lr.peak\n"
     assert said.out == ""
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
+from belvedere.commands import data_summary
+from belvedere.commands.options import command_parser
+from belvedere.commands.summary import print_summary
 from belvedere.core import log
 from belvedere.engine.progress import LINE_INTERVAL_S, Progress, duration
 
@@ -232,3 +241,117 @@ def test_a_reader_who_leaves_does_not_end_the_run() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+_HOSTILE = [
+    ("plain name ü 日本 \u2764.png", "plain name ü 日本 \u2764.png"),
+    ("\x1b[31mred\x1b[0m", r"\x1b[31mred\x1b[0m"),
+    ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+    ("\x9b2J", r"\x9b2J"),
+    ("a\nerror: b", r"a\nerror: b"),
+    ("a\n b", r"a\n b"),
+    ("a\r\tb\x00\x08\x0b\x0c\x7f", r"a\r\tb\x00\x08\x0b\x0c\x7f"),
+    ("abc\u202egnp.exe", r"abc\u202egnp.exe"),
+    ("a\u2066b\u2069\u200e\u061c\ufeff\u200b", r"a\u2066b\u2069\u200e\u061c\ufeff\u200b"),
+    ("a\u2028b\u2029c\x85d", r"a\u2028b\u2029c\x85d"),
+    ("\udce9\udcff.png", r"\udce9\udcff.png"),
+    ("\U000e0041", r"\U000e0041"),
+    ("[red]x[/red] :smile: [link=file:///]y", "[red]x[/red] :smile: [link=file:///]y"),
+    ("نمی\u200cخواهم", "نمی\u200cخواهم"),
+]
+
+
+@pytest.mark.parametrize(("name", "shown"), _HOSTILE)
+def test_no_name_reaches_the_screen_raw(
+    name: str, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.say(f"read {name}")
+    log.warn(name)
+    log.table(name, [(name, name), ("key", name)])
+    log.output(name)
+    progress_lines = Screen(terminal=False)
+    with Progress(1, images_per_step=1, title=name, show=True, console=progress_lines.console) as bar:
+        bar.update(1, {"loss": 1.0})
+    with pytest.raises(SystemExit):
+        command_parser("embed", "", examples="").parse_args([name])
+    taken = capsys.readouterr()
+    assert taken.out == f"{shown}\n"
+    said = taken.err.split("\n")
+    width = max(len(shown), 3)
+    assert said[:5] == [
+        f"read {shown}",
+        f"warning: {shown}",
+        shown,
+        f"  {shown:<{width}}  {shown}",
+        f"  {'key':<{width}}  {shown}",
+    ]
+    assert said[-2] == f"belvedere embed: error: unrecognized arguments: {shown}"
+    assert f" {shown} step=1/1 " in progress_lines.file.getvalue()
+
+
+@pytest.mark.parametrize("name", [name for name, _ in _HOSTILE])
+def test_nothing_hostile_in_the_cells_of_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables, titles and bars as rich lays them out: no control character but rich's own sequences."""
+    file = io.StringIO()
+    options: dict[str, Any] = {"force_terminal": True, "width": 200, "color_system": None, "file": file}
+    console = log._LastingConsole(**options)
+    monkeypatch.setattr(log, "_console", lambda: console)
+    log.table(name, [(name, name)])
+    log.say(name)
+    data_summary._print(console, name, [(name, name)])
+    grid = Table(name, title=name)
+    grid.add_row(name)
+    console.print(grid)
+    with Progress(1, images_per_step=1, title=name, show=True, console=console) as bar:
+        bar.update(1, {name: 1.0})
+    written = re.sub(r"\x1b\[\??[0-9;]*[A-Za-z]", "", file.getvalue().replace("\x1b[31mred", "!"))
+    left = {char for char in written if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
+    assert left <= {"\n", "\r", "\u200c"}
+    assert "!" not in written
+
+
+def test_messages_of_several_lines_keep_lines_that_are_indented(capsys: pytest.CaptureFixture[str]) -> None:
+    log.say("no file\n  a.png\n  b\nc.png\n    and more")
+    assert capsys.readouterr().err == "no file\n  a.png\n  b\\nc.png\n    and more\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "iso8859-15", "utf-8"])
+def test_a_console_that_lacks_characters_gets_escapes(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    words = "± 日本 \u2764 é \udce9"
+    log.output(words)
+    log.say(words)
+    log.table(words, [(words, words)])
+    print_summary({"unreadable": {}, "knn": _knn(words)})
+    with Progress(1, images_per_step=1, title=words, show=True) as bar:
+        bar.update(1, {"loss": 1.0})
+    for stream in streams.values():
+        stream.flush()
+        written = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+        assert r"\udce9" in written
+        assert (r"\u65e5\u672c" in written) == (encoding != "utf-8")
+
+
+def _knn(words: str) -> dict[str, Any]:
+    pair = {"label": words, "predicted": words, "share": 0.5}
+    return {"k": 3, "accuracy": 0.5, "confused": [pair]}
+
+
+def test_nothing_is_printed_past_the_module_that_escapes() -> None:
+    root = Path(log.__file__).parents[1]
+    for file in sorted(root.rglob("*.py")):
+        if file == Path(log.__file__):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.ImportFrom(module="rich.text"):
+                    found = "rich.text"
+                case ast.Call(func=ast.Name(id="print" | "Console" as found)):
+                    pass
+                case ast.Call(func=ast.Attribute(value=ast.Attribute(attr="stderr"), attr="write" as found)):
+                    pass
+                case _:
+                    continue
+            pytest.fail(f"{file}:{getattr(node, 'lineno', 0)}: {found}: print by belvedere.core.log")

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from belvedere.core.files import readable_size
+from belvedere.core.log import Text, screen, visible
 from belvedere.engine.progress import duration
 
 _SHOWN = 3
@@ -21,7 +21,7 @@ Row = tuple[str, str]
 
 def print_report(report: Mapping[str, Any]) -> None:
     """Print leakage first, then each source, then copies, to stdout."""
-    console = Console(highlight=False, emoji=False, markup=False)
+    console = screen()
     if "leakage" in report:
         part, names = report["leakage"], _two_names(report["against"], report)
         style = "bold red" if part["leaked"] else "bold green"
@@ -43,9 +43,9 @@ def _print(console: Console, title: str, rows: Sequence[Row], *, style: str = "b
             grid.add_row(Text(f"  {what}"), Text(value))
         console.print(grid)
     else:
-        width = max((len(what) for what, _ in rows), default=0)
+        width = max((len(visible(what)) for what, _ in rows), default=0)
         for what, value in rows:
-            console.print(Text(f"  {what:<{width}}  {value}"), soft_wrap=True)
+            console.print(Text(f"  {visible(what):<{width}}  {value}"), soft_wrap=True)
     console.print()
 
 

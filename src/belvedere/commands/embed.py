@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from belvedere.commands.options import add_backbone, command_parser, path, refuse_torchrun
 from belvedere.commands.stages import Stages
 from belvedere.core.errors import EXIT_DONE
-from belvedere.core.log import warn
+from belvedere.core.log import output, warn
 
 _DESCRIPTION = """\
 Write the features of every image, with its file name, to FILE: NumPy (.npz) or Parquet (.parquet).
@@ -60,5 +59,5 @@ def run(args: argparse.Namespace) -> int:
     if len(extracted.unreadable) > 5:
         warn(f"and {len(extracted.unreadable) - 5} more images that cannot be read")
     rows, columns = extracted.features.shape
-    sys.stdout.write(f"{args.out}: {rows} images, {columns} features each\n")
+    output(f"{args.out}: {rows} images, {columns} features each")
     return EXIT_DONE

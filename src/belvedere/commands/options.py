@@ -7,13 +7,23 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 from belvedere.core.errors import UsageError
+from belvedere.core.log import visible
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose messages show control characters of what was typed as escapes."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message on stderr and exit with status 2."""
+        super().error(visible(message))
 
 
 def command_parser(name: str, description: str, *, examples: str) -> argparse.ArgumentParser:
     """An empty parser of `belvedere NAME`, whose help ends in the examples, printed as they are."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"belvedere {name}",
         description=description,
         epilog=f"examples:\n{examples}",

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     except torch.OutOfMemoryError as error:
         raise BelvedereError(
             f"the device's memory is too small: {str(error).splitlines()[0]}\n"
-            "set run.micro_batch to fewer rows at a time: the same run with less memory"
+            "  set run.micro_batch to fewer rows at a time: the same run with less memory"
         ) from error
 
 
@@ -85,11 +85,11 @@ def _train(recipe: Recipe, *, again: str) -> int:
     outcome = pretrain(recipe)
     done = f"{outcome.step} of {outcome.total_steps} steps, {duration(outcome.seconds)} this time"
     if outcome.stopped:
-        say(f"stopped after {done}; everything is saved in {outcome.directory}\ncontinue with: {again}")
+        say(f"stopped after {done}; everything is saved in {outcome.directory}\n  continue with: {again}")
         return EXIT_RUN_AGAIN
     say(
         f"done: {done}; the backbone is in {outcome.directory / 'backbone'}\n"
-        f"next: {command_line(['evaluate', str(outcome.directory), '--data', 'DIR'], alone=True)}"
+        f"  next: {command_line(['evaluate', str(outcome.directory), '--data', 'DIR'], alone=True)}"
     )
     return EXIT_DONE
 

@@ -6,12 +6,11 @@ import argparse
 import sys
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from belvedere.commands.options import command_parser
 from belvedere.core.errors import EXIT_DONE, RecipeError
+from belvedere.core.log import Text, screen
 from belvedere.core.match import with_nearest
 from belvedere.recipe.shipped import recipe_names, recipe_text
 from belvedere.recipe.text import read
@@ -37,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Print the list, or the recipe."""
     if args.name is None:
-        console = Console(highlight=False, emoji=False)
+        console = screen()
         if not console.is_terminal:
             console.width = _PIPED_WIDTH
         console.print(_table(), crop=False)

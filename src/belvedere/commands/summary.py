@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
+
+from belvedere.core.log import Text, screen
 
 _NUM_PAIRS = 3
 _PIPED_WIDTH = 200
@@ -16,7 +16,7 @@ _PIPED_WIDTH = 200
 
 def print_summary(report: Mapping[str, Any]) -> None:
     """Print accuracies, most confused pairs, short classes and unreadable files to stdout."""
-    console = Console(highlight=False, emoji=False, markup=False)
+    console = screen()
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
     table = Table(box=box.SIMPLE, pad_edge=False)

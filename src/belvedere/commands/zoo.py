@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 from rich.progress import Progress as Bar
 
 from belvedere.commands.options import command_parser
 from belvedere.core.errors import EXIT_DONE, UsageError
-from belvedere.core.log import console, say
+from belvedere.core.log import console, say, screen, visible
 from belvedere.core.match import with_nearest
 
 if TYPE_CHECKING:
@@ -86,11 +85,10 @@ def _show(name: str | None = None, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(zoo_list.as_json(models) + "\n")
         return
-    screen = Console(highlight=False, emoji=False)
     if own:
-        zoo_list.show(models, screen)
+        zoo_list.show(models, screen())
     else:
-        zoo_list.show_one(models[0], screen)
+        zoo_list.show_one(models[0], screen())
 
 
 def _entry(name: str) -> Entry:
@@ -134,7 +132,12 @@ def _shown(name: str) -> Iterator[Progress | None]:
     if not console().is_terminal:
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with Bar(*columns, console=console(), transient=True) as bar:
-        task = bar.add_task(name, total=None)
+        task = bar.add_task(visible(name), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -8,8 +8,8 @@ from itertools import groupby
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from belvedere.core.log import Text
 from belvedere.zoo.catalogue import PLACES, Entry
 from belvedere.zoo.network_words import in_words, short_name
 
@@ -112,7 +112,7 @@ def _show_system(models: Sequence[Entry], screen: Console) -> None:
         scores = (f"{one.accuracy[name]:.1f}" if name in one.accuracy else "" for name in names)
         cells = (one.name, short_name(one.backbone), str(one.epochs), *scores)
         table.add_row(*(Text(cell) for cell in cells))
-    screen.print(Text.assemble((first.system, "bold"), f": {_licence(first)}, {how}"))
+    screen.print(Text(first.system, style="bold"), Text(f": {_licence(first)}, {how}"), sep="")
     if missing := [one.name for one in models if not one.is_published]:
         screen.print(Text(f"no file is published of {', '.join(missing)}"))
     screen.print(table)

@@ -11,9 +11,9 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from belvedere.core import log
+from belvedere.core.log import Text, visible
 
 DELAY_S = 1.0
 LINE_INTERVAL_S = 10.0
@@ -67,7 +67,7 @@ class Counting:
 
     def _print_line(self) -> None:
         seconds = self._clock() - self._start
-        log.print_line(self._console, f"{self.title}: {self.count:,} {self.unit} in {seconds:.0f} s")
+        log.print_line(self._console, f"{visible(self.title)}: {self.count:,} {self.unit} in {seconds:.0f} s")
 
     def _row(self) -> RenderableType:
         seconds = max(self._clock() - self._start, 1e-9)

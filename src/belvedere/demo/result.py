@@ -11,6 +11,7 @@ import numpy as np
 
 from belvedere.core import rng
 from belvedere.core.files import write_text
+from belvedere.core.log import output
 from belvedere.data.loader import Loader
 from belvedere.data.sources import Source, describe, read
 from belvedere.demo.place import RUN
@@ -76,7 +77,8 @@ def tell(out: Path, run: Path, scored: Scored) -> None:
         "Your own images: belvedere pretrain msn/vits16 data.path=YOUR_FOLDER",
         f"This backbone:   belvedere evaluate {run} --data LABELLED_FOLDER",
     ]
-    print("\n".join(lines))
+    for line in "\n".join(lines).split("\n"):
+        output(line)
 
 
 def _write_predictions(path: Path, unseen: Source, predictions: Predictions) -> None:

@@ -17,9 +17,9 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from belvedere.core import log
+from belvedere.core.log import Text, visible
 
 LINE_INTERVAL_S = 10.0
 WINDOW_S = 30.0
@@ -151,7 +151,7 @@ class Progress:
         self._line_step, self._line_time_s = self._now.step, self._now.time_s
         parts = [
             f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-            self.title,
+            visible(self.title),
             f"step={self._now.step}/{self.total_steps}",
         ]
         pace = self.pace()

@@ -64,7 +64,7 @@ def _source(name_or_path: str | FilePath) -> tuple[str, str]:
     file = FilePath(name_or_path)
     if file.suffix not in (".yaml", ".yml") and not file.is_file():
         words = f"there is no recipe {name!r}{did_you_mean(name, recipe_names())}\n"
-        words += f"shipped recipes: {', '.join(recipe_names())}\nor give the path of a .yaml file"
+        words += f"  shipped recipes: {', '.join(recipe_names())}\n  or give the path of a .yaml file"
         raise RecipeError(words)
     try:
         return name, file.read_text(encoding="utf-8-sig")

@@ -125,7 +125,7 @@ def plan(
     data_path(recipe)
     findings = [*check_recipe(recipe), *fits(recipe, num_images, world_size)]
     if findings:
-        raise RecipeError("\n".join(f"{dotted(path)}: {words}" for path, words in findings))
+        raise RecipeError("\n  ".join(f"{dotted(path)}: {words}" for path, words in findings))
 
     train, optim, method = recipe.train, recipe.optim, page(recipe.method.name).build
     steps_per_epoch = whole_batches(num_images, train.global_batch)

@@ -131,7 +131,7 @@ def _train(session: Session) -> bool:
             keeper.save()
             where = save_bad_step(session.directory, bad)
             told = f"{bad}. The batch is in {where}; the state of step {session.step} is saved"
-            raise NonFiniteError(f"{told}\n{watch.not_finite(bad.at.step)}") from bad
+            raise NonFiniteError(f"{told}\n  {watch.not_finite(bad.at.step)}") from bad
         except DataError as error:
             # Other processes wait in a collective call that this one will not make; they cannot save with it.
             if dist.world_size() > 1:

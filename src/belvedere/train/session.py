@@ -214,10 +214,10 @@ def settle_recipe(recipe: Recipe, directory: Path) -> None:
     if file.exists():
         changed = difference(read_recipe(file.read_text()), recipe)
         if changed:
-            lines = "\n  ".join(changed)
+            lines = "\n    ".join(changed)
             raise CheckpointError(
                 f"{directory} was begun with another recipe; only keys under run: may change. Changed:\n"
-                f"  {lines}\n"
-                "Undo the change, or start another run with run.dir=NEW"
+                f"    {lines}\n"
+                "  Undo the change, or start another run with run.dir=NEW"
             )
     write_text(file, dump(recipe))

@@ -96,7 +96,7 @@ class WeightsAndBiases:
         except wandb.Error as error:
             raise BelvedereError(
                 f"run.sinks: Weights & Biases did not start: {error}\n"
-                "log in with `wandb login`, set WANDB_MODE=offline, or take wandb out of run.sinks"
+                "  log in with `wandb login`, set WANDB_MODE=offline, or take wandb out of run.sinks"
             ) from error
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:

@@ -30,6 +30,6 @@ def gave_up(watch: Watch, session: Session) -> CollapseError:
     assert watch.finding is not None
     return CollapseError(
         f"{watch.words(watch.finding)}\n"
-        f"stopped by run.on_collapse: stop; the state of step {session.step} is saved. Start another run "
+        f"  stopped by run.on_collapse: stop; the state of step {session.step} is saved. Start another run "
         "with the change and run.dir=NEW, or continue this one with run.on_collapse=warn"
     )
