@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from PIL import Image
+from tiffs import tiff
 
 from belvedere.core.errors import DataError
 from belvedere.data import decode as decoding
@@ -141,6 +142,24 @@ def test_sixteen_bits_in_every_dress():
         assert decode(tiff, "x").pixels[0, :, 0].tolist() == [0, 4, 128, 255]
 
 
+@pytest.mark.parametrize(
+    ("depth", "color", "row", "key", "levels"),
+    [
+        (1, 0, bytes([0b01000000]), (1,), [0, 255]),
+        (2, 0, bytes([0b00010000]), (1,), [0, 255]),
+        (4, 0, bytes([0x05]), (5,), [0, 255]),
+        (8, 0, bytes([0, 5]), (5,), [0, 255]),
+        (8, 2, bytes([0, 0, 0, 5, 6, 7]), (5, 6, 7), [0, 255]),
+        (16, 2, struct.pack(">6H", 0, 0, 0, 1000, 2000, 3000), (1000, 2000, 3000), [0, 255]),
+    ],
+)
+def test_a_transparent_color_of_a_png_is_found_at_every_depth(depth, color, row, key, levels):
+    clear = chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
+    decoded = decode(png(2, 1, depth, color, b"\0" + row, clear), "x")
+    assert decoded.pixels[0, :, 0].tolist() == levels
+    assert "with transparency" in decoded.kind
+
+
 @pytest.mark.parametrize("mode", ["LA", "PA", "RGBA", "P", "La", "RGBa"])
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
 def test_whatever_is_transparent_lies_on_white(mode, kind):
@@ -211,6 +230,24 @@ def test_one_pixel_is_wide_enough(size, kind):
     decoded = decode(encoded(Image.new("RGB", size, (9, 99, 199)), kind, quality=95), "x")
     assert decoded.pixels.shape == (size[1], size[0], 3)
     assert np.abs(decoded.pixels.reshape(-1, 3).astype(int) - [9, 99, 199]).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(80_000_000, 1), (1, 80_000_000), (2**18 + 1, 1), (2, 2**18 + 1), (2**24, 5)]
+)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "5 bands", "BMP", "PPM", "array"])
+def test_an_extreme_side_is_unreadable_by_the_header_alone(width, height, kind):
+    sides = {256: [width], 257: [height]}
+    stored = {
+        "PNG": png(width, height, 8, 0, b""),
+        "TIFF": tiff(np.zeros((1, 1), np.uint8), 1, long_tags=sides),
+        "5 bands": tiff(np.zeros((1, 1, 5), np.uint8), 2, long_tags=sides),
+        "BMP": b"BM" + struct.pack("<IIIIiiHHIIiiII", 99, 0, 54, 40, width, height, 1, 24, 0, 0, 1, 1, 0, 0),
+        "PPM": b"P5\n%d %d\n255\n" % (width, height),
+        "array": np.broadcast_to(np.zeros((1, 1, 1), np.uint8), (height, width, 1)),
+    }[kind]
+    with pytest.raises(UnreadableImage, match="a side of more than 262144 pixels, refused; cut it"):
+        open_image(stored, "x")
 
 
 BOMBS = [

@@ -160,6 +160,19 @@ def test_unreadable_images_are_replaced_by_the_next_readable_one(folder):
     assert labels.tolist() == source.labels[seen.numpy()].tolist()
 
 
+@pytest.mark.parametrize("renderer", ["compiled", "portable"])
+def test_an_image_of_an_extreme_side_is_replaced_by_every_renderer(folder, monkeypatch, renderer):
+    if renderer == "portable":
+        monkeypatch.setattr("belvedere.data.views.native.available", lambda: False)
+    line = np.zeros((1, 2**18 + 1), dtype=np.uint8)
+    for number, pixels in ((3, line), (7, line.T)):
+        Image.fromarray(pixels).save(folder / "b" / f"{number:02}.png")
+    with loader(open_source(str(folder))) as batches:
+        list(batches)
+        assert batches.replaced == {11: 12, 13: 14}  # b/03.png and b/07.png
+        assert all("a side of more than" in reason for _, reason in batches.report.first_failures(3))
+
+
 def test_a_resumed_run_keeps_its_replacements(folder):
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
     good = (folder / names[4]).read_bytes()

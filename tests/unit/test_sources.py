@@ -351,9 +351,12 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert decode(encoded(wide, "TIFF"), "x").pixels[0, :, 1].tolist() == [0, 3, 255]
     real = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
     assert decode(encoded(real, "TIFF"), "x").pixels[0, :, 2].tolist() == [0, 128, 255]
-    broken = Image.fromarray(np.array([[0.0, np.nan]], dtype=np.float32))
-    with pytest.raises(UnreadableImage, match="not finite"):
-        decode(encoded(broken, "TIFF"), "x")
+    partly = decode(encoded(Image.fromarray(np.array([[0.5, np.nan]], dtype=np.float32)), "TIFF"), "x")
+    assert partly.kind == "float gray, pixels without a value black"
+    assert partly.pixels[0, :, 0].tolist() == [128, 0]
+    nothing = Image.fromarray(np.array([[np.inf, np.nan]], dtype=np.float32))
+    with pytest.raises(UnreadableImage, match="no pixel has a value"):
+        decode(encoded(nothing, "TIFF"), "x")
 
 
 def test_first_frame_and_exif_orientation():
