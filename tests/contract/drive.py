@@ -81,6 +81,10 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """What signs the contract beside each method's tiny recipe: a method, and how its recipe is changed."""
 
+EXACT = 2e-9
+"""Rounding of a few float64 steps: parameters without exact gradient (biases before a BatchNorm) move by
+lr * 1e-15 / Adam's epsilon. A wrong factor or a lost row moves parameters by 1e-4 and more."""
+
 SIGNED = (*method_names(), *VARIANTS)
 
 
@@ -145,9 +149,14 @@ def recipe(
     return load_recipe(tiny, [f"{key}={value}" for key, value in latest.items()])
 
 
-def session(of: Recipe, *, resume: bool = False) -> Session:
+def session(
+    of: Recipe,
+    *,
+    resume: bool = False,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Session:
     """A run at its start, or where its newest checkpoint ends."""
-    opened = open_session(of, torch.device("cpu"))
+    opened = open_session(of, device)
     if resume:
         assert opened.resume(), "there was nothing to resume"
     return opened

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from drive import (
+    EXACT,
     NO_OWN_STATE,
     SIGNED,
     UNFROZEN,
@@ -30,10 +31,6 @@ from belvedere.core.errors import CheckpointError
 from belvedere.methods.pages import page
 from belvedere.recipe.load import dump, load_recipe, read_recipe
 from processes import answers_of
-
-EXACT = 2e-9
-"""Rounding of a few float64 steps: parameters without exact gradient (biases before a BatchNorm) move by
-lr * 1e-15 / Adam's epsilon. A wrong factor or a lost row moves parameters by 1e-4 and more."""
 
 pytestmark = pytest.mark.parametrize("method", SIGNED)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +12,32 @@ import torch
 from torch import Tensor, nn
 from weight_recipe import recipe_state_dict
 
+from belvedere.data.batch import Batch
+
 DDOF = {"mugs": 1, "huggingface": 1}
+
+DEVICE = torch.device(os.environ.get("BELVEDERE_TEST_DEVICE", "cpu"))
+"""Where losses and trajectories are computed; the recorded numbers and their tolerances are the same."""
 
 
 def normal(seed: int, shape: list[int] | tuple[int, ...]) -> Tensor:
     """RandomState(seed).standard_normal(shape).astype(float32), as every described input is."""
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(tuple(shape)).astype(np.float32))
+
+
+def here(array: np.ndarray | Tensor) -> Tensor:
+    """A recorded array as a tensor on `DEVICE`."""
+    return torch.as_tensor(array).to(DEVICE)
+
+
+def placed(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches with all their tensors on `DEVICE`, as a loader hands them out."""
+    for batch in batches:
+        parts = {
+            name: {key: here(value) for key, value in getattr(batch, name).items()}
+            for name in ("views", "flags", "draws")
+        }
+        yield replace(batch, index=here(batch.index), label=here(batch.label), **parts)
 
 
 def weights(case: dict[str, Any]) -> dict[str, Tensor]:
@@ -30,7 +53,7 @@ def fill_(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 def stats(tensor: Tensor, *, ddof: int = 0) -> np.ndarray:
     """[mean, standard deviation, L2 norm] in float64."""
-    wide = tensor.detach().double()
+    wide = tensor.detach().cpu().double()
     return np.array([wide.mean(), wide.std(correction=ddof), wide.norm()])
 
 

@@ -19,7 +19,7 @@ from belvedere.optim.groups import build_optimizer
 from belvedere.recipe.plan import Plan, plan
 from belvedere.recipe.schema import Recipe
 from belvedere.train.loop import steps
-from golden import compare
+from golden import DEVICE, compare, placed
 
 Case = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -175,11 +175,10 @@ def check_train_steps(case: Case, arrays: Arrays) -> None:
         rows = slice(step * args["batch"], (step + 1) * args["batch"])
         method.bank.write_(step, bank[:, rows], index[rows])
 
-    device = torch.device("cpu")
-    prepare_(method, device=device, dtype=torch.float32)
-    spread = Spread(method, device=device, precision="float32", seed=0)
+    prepare_(method, device=DEVICE, dtype=torch.float32)
+    spread = Spread(method, device=DEVICE, precision="float32", seed=0)
     optimizer = build_optimizer(method.groups(), recipe.optim)
-    batches = _recorded_batches(args, arrays, laid_out)
+    batches = placed(_recorded_batches(args, arrays, laid_out))
     losses = []
     for report in steps(method, optimizer, batches, laid_out, spread, epoch_batches=_no_pass):
         losses.append(float(report.losses.total))

@@ -26,7 +26,7 @@ from belvedere.optim.groups import build_optimizer
 from belvedere.recipe.plan import Plan, plan
 from belvedere.recipe.schema import Recipe
 from belvedere.train.loop import StepReport, steps
-from golden import compare, fill_, normal, stats, weights
+from golden import DEVICE, compare, fill_, here, normal, placed, stats, weights
 
 Case = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -120,14 +120,14 @@ class _Given(nn.Module):
 
     def forward(self, x: Tensor, *, part: str) -> tuple[Tensor, Tensor]:
         rows = self.rows[part]
-        return rows, torch.eye(rows.shape[1])
+        return rows, torch.eye(rows.shape[1], device=rows.device)
 
 
 def _loss_method(args: dict[str, Any], *, region: bool) -> EsViT:
     head = _head_spec({"out_dim": args["out_dim"], "hidden_dim": 1, "bottleneck_dim": 1})
     backbone = {"width": 2, "depth": 1, "heads": 1, "patch_px": 2, "image_px": 2}
     spec = vit_spec("deit_tiny").model_copy(update=backbone)
-    return EsViT(_options(head, args, region=region), build(spec), seed=0)
+    return EsViT(_options(head, args, region=region), build(spec), seed=0).to(DEVICE)
 
 
 def _runs(args: dict[str, Any], features: np.ndarray, counts: list[int], views: int) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ def _runs(args: dict[str, Any], features: np.ndarray, counts: list[int], views: 
     runs, row = {}, 0
     for number, (count, crops) in enumerate(zip(counts, (2, views - 2), strict=False)):
         rows = crops * args["batch"] * count
-        part = torch.from_numpy(features[row : row + rows])
+        part = here(features[row : row + rows])
         runs[f"regions_{number}"] = part.view(crops, args["batch"], count, -1)
         row += rows
     assert row == len(features)
@@ -151,19 +151,19 @@ def _check_loss(case: Case, arrays: Arrays, *, region: bool) -> None:
     student_name, teacher_name = f"in_student_{view_name}".rstrip("_"), f"in_teacher_{view_name}".rstrip("_")
     found: dict[str, list[Tensor]] = {}
     for step, epoch in enumerate(args["epochs_used"]):
-        rows = {"head": torch.from_numpy(arrays[student_name][step]).requires_grad_()}
-        targets = {"head": torch.from_numpy(arrays[teacher_name][step])}
-        encoded = {"pooled_0": torch.zeros(views, batch, 1)}
-        target = {"pooled_0": torch.zeros(2, batch, 1)}
+        rows = {"head": here(arrays[student_name][step]).requires_grad_()}
+        targets = {"head": here(arrays[teacher_name][step])}
+        encoded = {"pooled_0": torch.zeros(views, batch, 1, device=DEVICE)}
+        target = {"pooled_0": torch.zeros(2, batch, 1, device=DEVICE)}
         if region:
-            rows["head_dense"] = torch.from_numpy(arrays["in_student_region"][step]).requires_grad_()
-            targets["head_dense"] = torch.from_numpy(arrays["in_teacher_region"][step])
+            rows["head_dense"] = here(arrays["in_student_region"][step]).requires_grad_()
+            targets["head_dense"] = here(arrays["in_teacher_region"][step])
             encoded |= _runs(args, arrays["in_student_fea"][step], args["npatch_student"], views)
             target |= _runs(args, arrays["in_teacher_fea"][step], args["npatch_teacher"], 2)
         student = method.student = _Given(rows)  # type: ignore[assignment]
         method.teacher = _Given(targets)  # type: ignore[assignment]
-        drawn = {"shares": torch.from_numpy(arrays["in_targets_mixup"][step])} if _mixed(arrays) else {}
-        seen = Batch({}, torch.arange(batch), torch.zeros(batch), range(batch), draws=drawn)
+        drawn = {"shares": here(arrays["in_targets_mixup"][step])} if _mixed(arrays) else {}
+        (seen,) = placed([Batch({}, torch.arange(batch), torch.zeros(batch), range(batch), draws=drawn)])
         at = Clock(epoch, 1, loss["nepochs"], loss["nepochs"])
         losses = method.loss(student, encoded, target, seen, at)
         gradients = torch.autograd.grad(losses.total, list(rows.values()))
@@ -405,16 +405,16 @@ def _train(case: Case, dtype: torch.dtype) -> tuple[_Watched, list[dict[str, Any
     method.__class__ = _Watched
     assert isinstance(method, _Watched)
     method.allocate(laid_out.extent)
-    device, precision = torch.device("cpu"), "float64" if dtype == torch.float64 else "float32"
-    prepare_(method, device=device, dtype=dtype)
-    spread = Spread(method, device=device, precision=precision, seed=0)  # type: ignore[arg-type]
+    precision = "float64" if dtype == torch.float64 else "float32"
+    prepare_(method, device=DEVICE, dtype=dtype)
+    spread = Spread(method, device=DEVICE, precision=precision, seed=0)  # type: ignore[arg-type]
     optimizer = build_optimizer(method.groups(), recipe.optim)
-    batches = _recorded_batches(args, laid_out.total_steps, dtype)
+    batches = placed(_recorded_batches(args, laid_out.total_steps, dtype))
     told, first = [], {}
     for report in steps(method, optimizer, batches, laid_out, spread):
         told.append(_told(method, report, optimizer))
         if not first:
-            first = {name: norm.numpy() for name, norm in method.norms.items()}
+            first = {name: norm.cpu().numpy() for name, norm in method.norms.items()}
     return method, told, first
 
 

@@ -23,7 +23,7 @@ from belvedere.optim.groups import build_optimizer
 from belvedere.recipe.plan import Plan, plan
 from belvedere.recipe.schema import Recipe
 from belvedere.train.loop import StepReport, steps
-from golden import compare, fill_, normal, stats, weights
+from golden import DEVICE, compare, fill_, here, normal, placed, stats, weights
 
 PROTOTYPES_ATOL = 1e-5
 """Closer than a case's own: weight decay on the prototypes, which there must not be, moves them by 1e-4."""
@@ -63,6 +63,7 @@ def check_loss(case: Case, arrays: Arrays) -> None:
     else:
         names = ("anchor_views", "target_views", "prototypes")
         anchors, target, prototypes = (torch.from_numpy(arrays[name]) for name in names)
+    anchors, target, prototypes = here(anchors), here(target), here(prototypes)
     anchors.requires_grad_()
     prototypes.requires_grad_()
     options = _options(
@@ -366,17 +367,18 @@ def check_train_trajectory(case: Case, arrays: Arrays) -> None:
     prototypes = state.get("prototypes", torch.from_numpy(arrays["prototypes_init"]))
     compare(case, "prototypes_init", prototypes, arrays["prototypes_init"])
     method.prototypes = nn.Parameter(prototypes.clone())
-    device = torch.device("cpu")
-    prepare_(method, device=device, dtype=torch.float32)
+    prepare_(method, device=DEVICE, dtype=torch.float32)
     start = {"enc": _by_msn_names(method.student), "tgt": _by_msn_names(method.teacher)}
-    spread = Spread(method, device=device, precision="float32", seed=0)
+    spread = Spread(method, device=DEVICE, precision="float32", seed=0)
     optimizer = build_optimizer(method.groups(), recipe.optim)
-    reports = list(steps(method, optimizer, _recorded_batches(case, arrays, laid_out), laid_out, spread))
+    reports = list(
+        steps(method, optimizer, placed(_recorded_batches(case, arrays, laid_out)), laid_out, spread)
+    )
     _compare_steps(case, arrays, reports)
     final = {"enc": _by_msn_names(method.student), "tgt": _by_msn_names(method.teacher)}
     _compare_final(case, arrays, start, final)
     np.testing.assert_allclose(
-        method.prototypes.detach().numpy(),
+        method.prototypes.detach().cpu().numpy(),
         arrays["prototypes_final"],
         rtol=0,
         atol=PROTOTYPES_ATOL,

@@ -28,7 +28,7 @@ from belvedere.optim.spec import Clip
 from belvedere.recipe.plan import plan
 from belvedere.recipe.schema import Recipe
 from belvedere.train.loop import StepReport, steps
-from golden import compare, normal
+from golden import DEVICE, compare, here, normal, placed
 from processes import answers_of
 
 Case = dict[str, Any]
@@ -50,7 +50,7 @@ class _Given(nn.Module):
         if part == "relation":
             return x[:, 0]
         rows = self.rows[part]
-        return (rows, torch.eye(rows.shape[1])) if part == "group_head" else rows
+        return (rows, torch.eye(rows.shape[1], device=rows.device)) if part == "group_head" else rows
 
 
 def _loss_method(run: dict[str, Any], heads: dict[str, int], *, width: int = 2) -> Mugs:
@@ -69,7 +69,7 @@ def _loss_method(run: dict[str, Any], heads: dict[str, int], *, width: int = 2) 
         image_px=2,
         drop_path=0.0,
     )
-    return Mugs(options(sizes, run, on), ViT(spec), seed=0)
+    return Mugs(options(sizes, run, on), ViT(spec), seed=0).to(DEVICE)
 
 
 def _step(
@@ -89,16 +89,16 @@ def _step(
     width = 1 if patches is None else patches.shape[1]
 
     def features(count: int) -> dict[str, Tensor]:
-        found = {"cls_0": torch.zeros(count, images, width)}
+        found = {"cls_0": torch.zeros(count, images, width, device=DEVICE)}
         if patches is None:
             return found
         return found | {
-            "query_0": torch.ones(count, images, width),
+            "query_0": torch.ones(count, images, width, device=DEVICE),
             "patches_0": patches.expand(count, -1, -1),
         }
 
     flags = {} if weak is None else {"weak": weak}
-    batch = Batch({}, torch.arange(images), torch.zeros(images), range(images), flags=flags)
+    (batch,) = placed([Batch({}, torch.arange(images), torch.zeros(images), range(images), flags=flags)])
     at = Clock(epoch, 1, 1000, 1000)
     losses = method.loss(method.student, features(views), features(2), batch, at)
     gradients = torch.autograd.grad(losses.total, list(leaves.values()))
@@ -121,7 +121,7 @@ def check_infonce(case: Case, arrays: Arrays) -> None:
     _start_queue_(method, arrays["in_queue0"], args["ptr0"])
     found: dict[str, list[Tensor]] = {}
     for student, teacher in zip(arrays["in_student"], arrays["in_teacher"], strict=True):
-        rows = ({"instance_head": torch.from_numpy(part)} for part in (student, teacher))
+        rows = ({"instance_head": here(part)} for part in (student, teacher))
         told = _step(method, *rows, views=args["ncrops"])
         now = {
             "out_loss": told["instance"],
@@ -149,7 +149,7 @@ def check_clustering(case: Case, arrays: Arrays) -> None:
     for epoch, student, teacher in zip(
         args["epochs_of_steps"], arrays["in_student"], arrays["in_teacher"], strict=True
     ):
-        rows = ({"group_head": torch.from_numpy(part)} for part in (student, teacher))
+        rows = ({"group_head": here(part)} for part in (student, teacher))
         told = _step(method, *rows, views=args["ncrops"], epoch=epoch)
         now = {
             "out_loss": told["group"],
@@ -414,12 +414,11 @@ def check_train_trajectory(case: Case, arrays: Arrays) -> None:
     images = args["steps_per_epoch"] * recipe.train.global_batch
     laid_out = plan(recipe, num_images=images, world_size=1, device="cpu")
     method = _trajectory_method(case, arrays, chosen, backbone)
-    device = torch.device("cpu")
-    prepare_(method, device=device, dtype=torch.float32)
-    spread = Spread(method, device=device, precision="float32", seed=0)
+    prepare_(method, device=DEVICE, dtype=torch.float32)
+    spread = Spread(method, device=DEVICE, precision="float32", seed=0)
     optimizer = build_optimizer(method.groups(), recipe.optim)
     told: list[dict[str, Any]] = []
-    batches = _recorded_batches(args, arrays)
+    batches = placed(_recorded_batches(args, arrays))
     for report in steps(method, optimizer, batches, laid_out, spread):
         told.append(_told(method, report, optimizer, args))
     for name in told[0]:

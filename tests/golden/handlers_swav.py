@@ -20,7 +20,7 @@ from belvedere.optim.larc import larc_scaled
 from belvedere.recipe.plan import plan
 from belvedere.recipe.schema import Recipe
 from belvedere.train.loop import steps
-from golden import compare, fill_, normal, weights
+from golden import DEVICE, compare, fill_, here, normal, placed, weights
 
 Case = dict[str, Any]
 Arrays = dict[str, np.ndarray]
@@ -64,9 +64,10 @@ def _method_of_loss(args: dict[str, Any], arrays: Arrays) -> tuple[SwAV, int]:
     )
     method = SwAV(_options(args, queue=queue, head=head), ResNet(spec), seed=0)
     fill_(method.prototypes, {"weight": torch.from_numpy(arrays["prototypes_in"])})
+    method.to(DEVICE)
     if queue is None:
         return method, 0
-    method.queue = torch.from_numpy(arrays["queue_start"].copy())
+    method.queue = here(arrays["queue_start"].copy())
     filled = int((method.queue != 0).any(2).all(0).sum())
     return method, filled // args["batch"]
 
@@ -78,7 +79,7 @@ def check_loss(case: Case, arrays: Arrays) -> None:
     found: dict[str, list[Any]] = {name: [] for name in arrays}
     for step in range(num_steps):
         at = Clock(before + step, before + num_steps, before + num_steps, before + num_steps)
-        z = torch.from_numpy(arrays["embeddings"][step]).unflatten(0, (views, batch))
+        z = here(arrays["embeddings"][step]).unflatten(0, (views, batch))
         method.start_step(at)
         prototypes = method.prototypes.weight.detach().clone()
         compare(case, "prototypes_normalised", prototypes, arrays["prototypes_normalised"])
@@ -220,13 +221,12 @@ def check_train_trajectory(case: Case, arrays: Arrays) -> None:
     laid_out = plan(recipe, num_images=args["ipe"] * args["batch"], world_size=1, device="cpu")
     method = _loaded(recipe, case)
     method.allocate(laid_out.extent)
-    device = torch.device("cpu")
-    prepare_(method, device=device, dtype=torch.float32)
+    prepare_(method, device=DEVICE, dtype=torch.float32)
     start = before = _by_authors_names(method)
-    spread = Spread(method, device=device, precision="float32", seed=0)
+    spread = Spread(method, device=DEVICE, precision="float32", seed=0)
     optimizer = build_optimizer(method.groups(), recipe.optim)
     series: dict[str, list[Any]] = {name: [] for name in _PER_STEP}
-    batches = _recorded_batches(args, laid_out.total_steps)
+    batches = placed(_recorded_batches(args, laid_out.total_steps))
     for report in steps(method, optimizer, batches, laid_out, spread):
         ratio, adapted = _larc(method, before, args)
         before = _by_authors_names(method)
@@ -235,7 +235,7 @@ def check_train_trajectory(case: Case, arrays: Arrays) -> None:
         series["sinkhorn_rows"].append(_sinkhorn_rows(method, report.at, args["batch"]).numpy())
         series["larc_ratio_first_param"].append(ratio)
         series["n_larc_params"].append(adapted)
-        series["prototypes_per_step"].append(before["prototypes.weight"].numpy())
+        series["prototypes_per_step"].append(before["prototypes.weight"].cpu().numpy())
     for name, values in series.items():
         relative = name in ("loss", "lr", "larc_ratio_first_param")
         compare(case, name, np.array(values), arrays[name], relative=relative)
