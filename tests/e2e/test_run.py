@@ -214,7 +214,7 @@ def test_an_altered_checkpoint_is_skipped_for_the_one_before(
     pretrain(fast(tmp_path, "run.save_every_steps=3", "run.keep_last=3"))
     whole = tensors(tmp_path)
     newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
-    (file,) = newest.glob("*.distcp")
+    (file,) = newest.glob("*.safetensors")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)

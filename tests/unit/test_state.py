@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from belvedere.core import dist
@@ -35,6 +36,7 @@ def tensors_at(step: int) -> dict[str, Tensor]:
         "prototypes": torch.randn(3, 5, dtype=torch.float64, generator=generator),
         "half": torch.randn(7, generator=generator).bfloat16(),
         "counts": torch.arange(step, step + 3),
+        "bytes": torch.tensor([0, 255], dtype=torch.uint8),
         "flags": torch.tensor([True, False]),
         "empty": torch.empty(0, 3),
         "scalar": torch.tensor(float(step)),
@@ -89,8 +91,12 @@ def test_what_is_saved_comes_back_bitwise(tmp_path: Path) -> None:
     assert manifest["world_size"] == 1
     assert manifest["threads"] == torch.get_num_threads()
     assert manifest["versions"]["torch"] == torch.__version__
-    assert manifest["tensors"]["half"] == {"shape": [7], "dtype": "bfloat16"}
-    assert sorted(manifest["files"]) == [".metadata", "__0_0.distcp"]
+    lies = {"file": "tensors-0.safetensors"}
+    assert manifest["tensors"]["half"] == {"shape": [7], "dtype": "bfloat16", **lies}
+    assert list(manifest["files"]) == ["tensors-0.safetensors"]
+    assert sorted(os.listdir(path)) == ["manifest.json", "tensors-0.safetensors"]
+    others = load_file(path / "tensors-0.safetensors")
+    assert_bitwise(others, tensors_at(1))  # as another reader of the format sees it
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
@@ -127,7 +133,7 @@ def truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
-@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "manifest.json"])
+@pytest.mark.parametrize("name", ["tensors-0.safetensors", "manifest.json"])
 def test_a_damaged_checkpoint_is_skipped_and_named(
     tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
@@ -153,10 +159,10 @@ def test_a_manifest_that_claims_another_step_is_skipped(tmp_path: Path) -> None:
 
 
 def test_only_damaged_checkpoints_are_an_error_not_a_fresh_start(tmp_path: Path) -> None:
-    flip_a_bit(save_at(tmp_path, 1) / "__0_0.distcp")
+    flip_a_bit(save_at(tmp_path, 1) / "tensors-0.safetensors")
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* can be used.*delete") as raised:
         load(tmp_path)
-    assert "__0_0.distcp is altered" in str(raised.value)
+    assert "tensors-0.safetensors is altered" in str(raised.value)
 
 
 def test_a_manifest_of_another_format_is_refused_with_its_version(tmp_path: Path) -> None:
@@ -164,13 +170,13 @@ def test_a_manifest_of_another_format_is_refused_with_its_version(tmp_path: Path
     content = json.loads(path.read_text())
     del content["sha256"]
     path.write_text(json.dumps(state.manifests.seal({**content, "format": 99})))
-    with pytest.raises(CheckpointError, match="format 99, this version of belvedere reads format 1"):
+    with pytest.raises(CheckpointError, match="format 99, this version of belvedere reads formats 1 and 2"):
         load(tmp_path)
 
 
 def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path: Path) -> None:
     save_at(tmp_path, 1)
-    truncate(save_at(tmp_path, 2) / "__0_0.distcp")
+    truncate(save_at(tmp_path, 2) / "tensors-0.safetensors")
     assert loaded(tmp_path).step == 1
     save_at(tmp_path, 3)  # a repeated part of the run, saved at other steps
     assert names(tmp_path) == ["000000001", "000000002", "000000003"]
@@ -180,7 +186,7 @@ def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path: Path) -> None:
 
 def test_a_damaged_later_step_never_counts_against_the_one_just_saved(tmp_path: Path) -> None:
     save_at(tmp_path, 1)
-    flip_a_bit(save_at(tmp_path, 9) / "__0_0.distcp")
+    flip_a_bit(save_at(tmp_path, 9) / "tensors-0.safetensors")
     save_at(tmp_path, 5, keep_last=1)
     assert names(tmp_path) == ["000000005", "000000009"]
     assert loaded(tmp_path).step == 5
@@ -260,6 +266,25 @@ def test_a_disk_that_would_be_full_is_told_before_anything_is_written(
     assert loaded(tmp_path).step == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel tells no peak of memory")
+def test_saving_and_loading_take_no_second_copy(tmp_path: Path) -> None:
+    """Of 200 MB in two tensors."""
+    assert exit_code_of(_save_and_load_in_little_memory, tmp_path) == 0
+
+
+def _save_and_load_in_little_memory(directory: Path) -> None:
+    large = {name: torch.full((25_000_000,), 1.5) for name in "ab"}
+    save(
+        directory, 0, {"small": torch.zeros(2)}, {}, keep_last=1, milestone=False
+    )  # whatever is imported late
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    save(directory, 1, large, {}, keep_last=1, milestone=False)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000  # KiB
+    found = loaded(directory)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 260_000
+    assert_bitwise({"a": found.tensors["a"][:9]}, {"a": large["a"][:9]})
+
+
 def _save_with_little_room(directory: Path, told: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -331,12 +356,12 @@ def _in_each_process(directory: Path, rank: int) -> tuple[int, str]:
 def test_two_processes_keep_their_own_state_and_fail_together(tmp_path: Path) -> None:
     for step, refusal in answers_of(partial(_in_each_process, tmp_path), tmp_path):
         assert step == 1
-        assert "process 1: OSError" in refusal
+        assert "(process 1: OSError: [Errno 28] No space left on device)" in refusal
         assert "training state on disk is at step 1. It needs" in refusal
         assert "missing (1): more" in refusal
     assert names(tmp_path) == ["000000001"]
     files = json.loads((tmp_path / "checkpoints" / "000000001" / "manifest.json").read_text())["files"]
-    assert {".metadata", "__0_0.distcp", "__1_0.distcp"} == set(files)
+    assert {"tensors-0.safetensors", "tensors-1.safetensors"} == set(files)
     with pytest.raises(
         CheckpointError, match=r"by 2 processes .*rank0/queue.* this run has 1; continue with 2"
     ):
@@ -344,6 +369,20 @@ def test_two_processes_keep_their_own_state_and_fail_together(tmp_path: Path) ->
     alone = loaded(tmp_path / "shared")
     assert alone.manifest["world_size"] == 2
     assert_bitwise(alone.tensors, tensors_at(5))
+
+
+def test_what_all_processes_share_is_written_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each entry by one of them, much the same number of bytes by each."""
+    monkeypatch.setattr(dist, "world_size", lambda: 3)
+    shared = {f"layer{i}": torch.zeros(10 * i + 10) for i in range(30)}
+    described = state.manifests.describe({**shared, "rank1/queue": torch.zeros(2000)})
+    writers = state._writers(described)
+    loads = [0, 0, 0]
+    for name, writer in writers.items():
+        loads[writer] += state.manifests.num_bytes(described[name])
+    assert sorted(writers) == sorted(described)
+    assert writers["rank1/queue"] == 1
+    assert max(loads) - min(loads) <= 400
 
 
 # The optimizer

@@ -25,7 +25,8 @@ def failed(error: Exception, process: int) -> FailedError:
     """What to tell all processes of an error on one."""
     no_space = isinstance(error, OSError) and error.errno in _NO_SPACE
     where = f"process {process}: " if dist.world_size() > 1 else ""
-    return FailedError(f"{where}{type(error).__name__}: {error}", no_space=no_space)
+    kind = "" if isinstance(error, BelvedereError) else f"{type(error).__name__}: "
+    return FailedError(f"{where}{kind}{error}", no_space=no_space)
 
 
 def agree(action: Callable[[], T], *, only_main: bool = False) -> list[T]:
@@ -39,10 +40,9 @@ def agree(action: Callable[[], T], *, only_main: bool = False) -> list[T]:
     if dist.is_main() or not only_main:
         try:
             result = action()
-        except BelvedereError as error:
-            failure = cause = error
         except Exception as error:
-            failure, cause = failed(error, dist.rank()), error
+            ours = isinstance(error, BelvedereError) and not isinstance(error, OSError)
+            failure, cause = error if ours else failed(error, dist.rank()), error
     outcomes = dist.gather_objects((result, failure))
     for _, told in outcomes:
         if told is not None:

@@ -5,14 +5,13 @@ renames it; `load` takes the newest one whose checksums hold. All processes call
 between processes are named `rank{r}/...` and passed by process r only; all other entries are the same
 everywhere and are written once. Only the holder of the run directory's lock may call either.
 
-A run directory is trusted: part of a checkpoint is a pickle, which can run code when it is read. What people
-exchange is the exported safetensors (`belvedere.zoo`), never a checkpoint.
+Nothing of a checkpoint can run: tensors lie in safetensors files, the rest is JSON, and a checkpoint of an
+earlier version, part of which is a pickle, is read without unpickling (`format_1`).
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import platform
 import re
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ from belvedere.engine.manifest import FOLDER_NAME, MANIFEST_NAME, checkpoints, s
 from belvedere.engine.moments import PREFIX as OPTIM_PREFIX
 from belvedere.engine.moments import flatten_optimizer, unflatten_optimizer_
 from belvedere.engine.rotation import newest_sound, publish, rotate, tidy
-from belvedere.engine.storage import INDEX_NAME, Observer, read_tensors, write_tensors
+from belvedere.engine.storage import Observer, file_name, read_tensors, write_tensors
 
 __all__ = ["Loaded", "checkpoints", "flatten_optimizer", "load", "save", "unflatten_optimizer_"]
 
@@ -88,12 +87,11 @@ def save(
     try:
         agree(lambda: _prepare(directory, writing, _num_bytes(described)), only_main=True)
         observer("before_files")
-        agree(lambda: write_tensors(writing, tensors, observer))
-        records = agree(lambda: manifests.record_files(sorted(writing.glob(f"__{dist.rank()}_*"))))
+        records = agree(lambda: _write_share(writing, tensors, described, observer))
         observer("files_done")
         files = {name: record for by_rank in records for name, record in by_rank.items()}
-        content = _content(step, described, meta, milestone=milestone)
-        agree(lambda: _complete(writing, content, files), only_main=True)
+        content = {**_content(step, described, meta, milestone=milestone), "files": files}
+        agree(lambda: write_json(writing / MANIFEST_NAME, manifests.seal(content)), only_main=True)
         observer("before_rename")
         agree(lambda: publish(writing, final), only_main=True)
     except BaseException as error:
@@ -136,22 +134,48 @@ def load(directory: Path, *, like: Mapping[str, Tensor] | None = None) -> Loaded
 
 
 def _described(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Shapes and dtypes of the entries of all processes."""
+    """Shapes, dtypes and files of the entries of all processes."""
     mine = manifests.describe(tensors)
     foreign = [name for name in mine if (owner := _owner(name)) is not None and owner != dist.rank()]
     assert not foreign, f"process {dist.rank()} passed entries of others: {foreign}"
     merged: dict[str, dict[str, Any]] = {}
     for by_rank in dist.gather_objects(mine):
         merged.update(by_rank)
+    for name, writer in _writers(merged).items():
+        merged[name]["file"] = file_name(writer)
     return merged
 
 
+def _writers(described: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Which process writes each entry: its owner; of the shared ones the largest first, each the process that
+    has least to write. The same on all of them."""
+    writers = {name: owner for name in described if (owner := _owner(name)) is not None}
+    load = [0] * dist.world_size()
+    for name, writer in writers.items():
+        load[writer] += manifests.num_bytes(described[name])
+    shared = [name for name in described if name not in writers]
+    for name in sorted(shared, key=lambda name: (-manifests.num_bytes(described[name]), name)):
+        writers[name] = load.index(min(load))
+        load[writers[name]] += manifests.num_bytes(described[name])
+    return writers
+
+
 def _num_bytes(described: Mapping[str, Mapping[str, Any]]) -> int:
-    num_bytes = _SLACK_BYTES
-    for entry in described.values():
-        dtype: torch.dtype = getattr(torch, entry["dtype"])
-        num_bytes += math.prod(entry["shape"]) * dtype.itemsize
-    return num_bytes
+    return _SLACK_BYTES + sum(map(manifests.num_bytes, described.values()))
+
+
+def _write_share(
+    writing: Path,
+    tensors: Mapping[str, Tensor],
+    described: Mapping[str, Mapping[str, Any]],
+    observer: Observer,
+) -> dict[str, Any]:
+    """Write what this process has to; its file's size and checksum, by name."""
+    name = file_name(dist.rank())
+    share = {entry: tensor for entry, tensor in tensors.items() if described[entry]["file"] == name}
+    written = {name: write_tensors(writing / name, share)} if share or dist.is_main() else {}
+    observer("first_file")
+    return written
 
 
 def _prepare(directory: Path, writing: Path, num_bytes: int) -> None:
@@ -181,12 +205,6 @@ def _content(
         "meta": dict(meta),
         "tensors": dict(described),
     }
-
-
-def _complete(writing: Path, content: dict[str, Any], files: dict[str, Any]) -> None:
-    """Write the manifest, which makes the folder a checkpoint."""
-    index = manifests.record_files([writing / INDEX_NAME])
-    write_json(writing / MANIFEST_NAME, manifests.seal({**content, "files": {**files, **index}}))
 
 
 def _refusal(directory: Path, step: int, error: FailedError, num_bytes: int) -> str:
