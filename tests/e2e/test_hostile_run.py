@@ -4,15 +4,18 @@ bitwise."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
 
+from belvedere.cli import main
 from belvedere.core.errors import CheckpointError
 from belvedere.data.fetch import Fetch, Fetched, Wanted
 from belvedere.engine.state import load
@@ -23,6 +26,7 @@ from belvedere.train.dry import dry_run
 from belvedere.train.loop import Wish
 from belvedere.train.roster import ROSTER_NAME
 from belvedere.train.run import pretrain
+from belvedere.zoo import cards
 
 COUNT, BATCH, STEPS = 24, 8, 9
 VANISHES_AT, STOPS_AT = 2, 4  # in the first epoch and in the second
@@ -196,3 +200,69 @@ def test_no_file_ends_a_run_and_each_is_listed(tmp_path: Path, images: Path) -> 
     assert "pixels, refused" in reasons["bomb.png"]
     assert "truncated" in reasons["cut.png"]
     assert found["not_read"] == len(HOSTILE) + 1
+
+
+def test_names_that_are_not_utf8_and_values_of_twelve_bits_from_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unreadable and converted images, in classes, all with names that are not UTF-8; and data.range."""
+    folder, rng = tmp_path / "images", np.random.default_rng(0)
+    names = []
+    for number in range(COUNT):
+        names.append(os.fsdecode(b"%s\xe9/%02d\xff.png" % (b"ab"[number % 2 :][:1], number)))
+        (folder / names[-1]).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 4096, (12 + number, 20), dtype=np.uint16)).save(folder / names[-1])
+    (folder / names[3]).write_bytes(b"")
+    whole = recipe(folder, tmp_path / "whole", "data.range=[0,4095]")
+    dry_run(whole)
+    assert pretrain(whole).step == STEPS
+    run = tmp_path / "run"
+    wish = runner._Keeper.wish
+    stop = lambda keeper, at: Wish(stop=at.step == STOPS_AT, save=True)  # noqa: E731
+    monkeypatch.setattr(runner._Keeper, "wish", stop)
+    pretrain(recipe(folder, run, "data.range=[0,4095]"))
+    monkeypatch.setattr(runner._Keeper, "wish", wish)
+    assert pretrain(recipe(folder, run, "data.range=[0,4095]")).step == STEPS
+    assert equal(tensors(run), tensors(tmp_path / "whole"))
+    told = report(run)
+    assert told["unreadable"] == {names[3]: "the file is empty"}
+    assert os.fsencode(next(iter(told["unreadable"]))) == b"b\xe9/03\xff.png"
+    assert set(told["converted"]["16-bit gray"]) <= set(names)
+    assert json.loads((tmp_path / "whole" / "data_report.json").read_text()) == told
+
+    checked = tmp_path / "check.json"
+    assert main(["data", "check", str(folder), "--json", str(checked)]) == 0
+    content = json.loads(checked.read_text())
+    assert list(content["unreadable"]) == [names[3]]
+    assert content["values"]["uint16"]["share_of_range"] == pytest.approx(4095 / 65535, abs=1e-3)
+    seen = capsys.readouterr().out
+    assert "6.2% of the range" in seen or "6.2 % of the range" in seen
+    assert "--range" in seen
+
+    assert cards.read_card(run / "backbone" / "card.yaml").value_range == (0.0, 4095.0)
+    for out in ("f.parquet", "f.npz"):
+        assert main(["embed", str(run), "--data", str(folder), "--out", str(tmp_path / out)]) == 0
+    assert "scaled from 0..4095, as the card says" in " ".join(capsys.readouterr().err.split())
+    assert (
+        main(
+            [
+                "embed",
+                str(run),
+                "--data",
+                str(folder),
+                "--range",
+                "0",
+                "65535",
+                "--out",
+                str(tmp_path / "g.npz"),
+            ]
+        )
+        == 0
+    )
+    assert "trained with data.range [0, 4095]" in " ".join(capsys.readouterr().err.split())
+    one, other = (np.load(tmp_path / name) for name in ("f.npz", "g.npz"))
+    assert not np.array_equal(one["features"], other["features"])
+    rows = parquet.read_table(tmp_path / "f.parquet").to_pydict()
+    assert rows["file"] == one["files"].tolist()
+    assert rows["file"][0] == r"a\xe9/00\xff.png"
+    assert set(rows["label"]) == {r"a\xe9", r"b\xe9"}

@@ -1,6 +1,7 @@
 """Images in NumPy files, and how loader workers share them."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 from containers import same_with_a_worker, sent
 
 from belvedere.core.errors import DataError
-from belvedere.data.sources import mapped
+from belvedere.data.sources import mapped, open_source, subset
 from belvedere.data.sources.arrays import open_array, open_loaded_array
-from belvedere.data.sources.source import ArraySource, Numbered, read
+from belvedere.data.sources.ranged import refuse_range_without_effect
+from belvedere.data.sources.source import ArraySource, Numbered, Source, read
 
 RNG = np.random.default_rng(0)
 
@@ -83,16 +85,134 @@ def test_labels_that_do_not_fit(tmp_path, labels, said):
 @pytest.mark.parametrize(
     ("array", "said"),
     [
-        (np.zeros((4, 8, 8), np.float32), r"holds float32, not uint8 pixels; multiply .* by 255"),
-        (np.zeros((4, 8, 8), np.int64), r"holds int64, not uint8 pixels; convert it"),
+        (
+            np.linspace(0, 1, 256).reshape(4, 8, 8),
+            r"float64, not uint8.* 0 to 1; .*data\.range=\[0,1\] \(--range",
+        ),
+        (np.arange(256).reshape(4, 8, 8) * 16, r"holds int64, not uint8.*data\.range=\[0,4080\]"),
+        (np.full((4, 8, 8), np.nan, np.float16), r"holds float16, not uint8"),
+        (np.zeros((4, 8, 8), bool), r"holds bool, not uint8 pixels; convert it"),
+        (np.zeros((4, 8, 8), complex), r"holds complex128, not uint8 pixels; convert it"),
+        (np.zeros((4, 8, 8), "datetime64[s]"), r"holds datetime64\[s\], not uint8 pixels; convert it"),
+        (np.zeros((4, 8, 8), [("a", "<i4")]), r"not uint8 pixels; convert it"),
+        (np.float32(3.0), r"not uint8 pixels"),
         (pixels(8, 8), r"has shape \[8, 8\]; it must be \[N, H, W\]"),
-        (pixels(4, 8, 8, 4), r"has shape \[4, 8, 8, 4\]"),
+        (
+            pixels(4, 8, 8, 4),
+            r"has shape \[4, 8, 8, 4\].*of four channels.*save the three colors, x\[\.\.\., :3\]",
+        ),
+        (pixels(4, 4, 8, 8), r"of four channels.*x\[:, :3\]"),
         (pixels(0, 8, 8), r"has shape \[0, 8, 8, 1\].*at least one image"),
     ],
 )
 def test_arrays_that_are_no_images(tmp_path, array, said):
     with pytest.raises(DataError, match=said):
         open_array(saved(tmp_path / "set.npy", array), None)
+
+
+@pytest.mark.parametrize("where", ["npy", "npz", "divided"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.uint32, ">u2", np.float32, np.float64])
+def test_a_range_makes_images_of_arrays_of_other_types(tmp_path, dtype, where):
+    array = np.zeros((3, 4, 5), dtype)
+    array[1] = np.array(4095).astype(dtype)
+    array[2, 0, 0] = np.array(819).astype(dtype)
+    path = tmp_path / f"set.{where[:3] if where != 'divided' else 'npz'}"
+    if where == "npy":
+        np.save(path, array)
+    else:
+        np.savez(path, **{"images" if where == "npz" else "x_train": array})
+    source = open_source(str(path), value_range=(0, 4095))
+    assert source.pixels.dtype == np.uint8
+    assert [int(image.max()) for image in source.pixels] == [0, 255, 51]
+    refuse_range_without_effect(source, (0, 4095))  # it has one
+    assert read(source, 1).shape == (4, 5, 3)
+    assert read(subset(source, [2]), 0).max() == 51
+
+
+def test_values_outside_a_range_are_cut_and_none_are_said(tmp_path, capsys):
+    array = np.array([[[-5.0, np.nan], [2000.0, 100.0]], [[np.inf, -np.inf], [np.nan, np.nan]]])
+    path = saved(tmp_path / "set.npy", array)
+    source = open_source(path, value_range=(0, 1000))
+    assert source.pixels[..., 0].tolist() == [[[0, 0], [255, 26]], [[0, 0], [0, 0]]]
+    assert "5 pixels have no value (NaN or infinite) and are black" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+@pytest.mark.parametrize("wrong", [(5, 5), (5, 1), (0, np.inf), (np.nan, 1)])
+def test_what_is_no_range(tmp_path, wrong):
+    with pytest.raises(DataError, match=r"data\.range is \["):
+        open_source(saved(tmp_path / "set.npy", pixels(4, 8, 8)), value_range=wrong)
+
+
+def test_a_range_for_bytes_has_no_effect(tmp_path):
+    source = open_source(saved(tmp_path / "set.npy", pixels(4, 8, 8)), value_range=(0, 100))
+    with pytest.raises(
+        DataError, match="which has no effect: none of 4 images tried in 'set' has more than 8"
+    ):
+        refuse_range_without_effect(source, (0, 100))
+
+
+def header(text: str, *, version: int = 1) -> bytes:
+    size = len(text).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + size + text.encode("latin-1") + bytes(64)
+
+
+WHOLE = "{'descr': '|u1', 'fortran_order': False, 'shape': (4, 4, 4), }"
+HEADERS = {
+    "unclosed": header(WHOLE[:-6]),
+    "commas": header(WHOLE.replace("(4, 4, 4)", ",,,")),
+    "nested": header("(" * 5000),
+    "negative": header(WHOLE.replace("(4, 4, 4)", "(4, -4, 4)")),
+    "246 TiB": header(WHOLE.replace("(4, 4, 4)", "(1048576, 16384, 16384)")),
+    "beyond 64 bits": header(WHOLE.replace("(4, 4, 4)", "(9999999999999, 9999999999999)")),
+    "of words": header(WHOLE.replace("(4, 4, 4)", "('a', 4)")),
+    "no shape": header("{'descr': '|u1', 'fortran_order': False}"),
+    "no type": header(WHOLE.replace("|u1", "|q9")),
+    "objects": header(WHOLE.replace("|u1", "|O")),
+    "long": header(WHOLE + " " * 20_000, version=2),
+    "longer than the file": header(WHOLE)[:8] + b"\xff\xff" + header(WHOLE)[10:],
+    "no text": header("\xff\xfe"),
+    "version 9": header(WHOLE, version=9),
+    "wrong magic": b"\x93NUMPX" + header(WHOLE)[6:],
+    "pickle": pickle.dumps({"a": 1}),
+    "cut off": header(WHOLE)[:-10],
+    "ends at once": b"\x93NUMPY",
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("where", ["npy", "npz", "labels", "bytes"])
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_damaged_header_is_one_message_with_the_path(tmp_path, name, where):
+    path = tmp_path / ("set.npz" if where == "npz" else "set.npy")
+    path.write_bytes(HEADERS[name])
+    if where == "npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("images.npy", HEADERS[name])
+    elif where == "labels":
+        saved(path, pixels(4, 4, 4))
+        (tmp_path / "set_labels.npy").write_bytes(HEADERS[name])
+
+    def opened() -> Source:
+        if where == "bytes":
+            return open_loaded_array(path.read_bytes(), None, "memory://set.npy")
+        return open_array(str(path), None)
+
+    with pytest.raises(DataError, match=r"set(_labels)?\.np[yz]") as caught:
+        opened()
+    told = str(caught.value)
+    assert "\n" not in told
+    assert len(told) < 600
+    for advice in ("allow_pickle", "unsafely", "max_header_size", "trust"):
+        assert advice not in told
+
+
+def test_an_array_in_fortran_order_is_read(tmp_path):
+    array = pixels(4, 6, 5, 3)
+    source = open_array(saved(tmp_path / "set.npy", np.asfortranarray(array)), None)
+    np.testing.assert_array_equal(source.pixels, array)
+    same_with_a_worker(open_array(saved(tmp_path / "big.npy", np.asfortranarray(pixels(600, 40, 41))), None))
 
 
 def test_files_that_are_no_arrays(tmp_path):

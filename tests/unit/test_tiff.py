@@ -202,6 +202,61 @@ def test_other_formats_say_it_in_their_own_way(data, said):
     assert (decoded.pixels == 255).all() == (said == "with transparency")
 
 
+# --- values: a range, and pixels without one
+
+
+@pytest.mark.parametrize("compression", [NONE, DEFLATE])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("photometric", [BLACK_IS_ZERO, WHITE_IS_ZERO])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.uint32, np.int32, np.float32, np.float64])
+def test_a_range_says_what_is_black_and_white(dtype, photometric, order, compression):
+    data = tiff(np.array([[0, 819, 4095, 5000]], dtype), photometric, order=order, compression=compression)
+    decoded = open_image(data, "x", value_range=(0.0, 4095.0)).decoded()
+    levels = [0, 51, 255, 255]
+    expected = levels if photometric == BLACK_IS_ZERO else [255 - level for level in levels]
+    assert decoded.pixels[0, :, 1].tolist() == expected
+    assert (decoded.values.low, decoded.values.high) == (0, 5000)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("photometric", [BLACK_IS_ZERO, WHITE_IS_ZERO])
+def test_pixels_without_a_value_are_black_and_do_not_count(dtype, photometric):
+    held = np.array([[-9999, 100, 200, 300]] if dtype != np.uint16 else [[0, 100, 200, 300]]).astype(dtype)
+    nodata = str(held[0, 0]) if dtype != np.float32 else "-9999.0000"
+    decoded = decode(tiff(held, photometric, nodata=nodata), "x")
+    assert decoded.pixels[0, 0, 0] == 0
+    assert "pixels without a value black" in decoded.kind
+    assert (decoded.values.missing, decoded.values.low, decoded.values.pixels) == (1, 100, 4)
+    if dtype in (np.float32, np.float64):
+        white = photometric == WHITE_IS_ZERO
+        assert decoded.pixels[0, 1:, 0].tolist() == ([255, 127, 0] if white else [0, 128, 255])
+        held[0, 1:3] = np.nan, np.inf
+        assert decode(tiff(held, photometric, nodata=nodata), "x").values.missing == 3
+    with pytest.raises(UnreadableImage, match="no pixel has a value"):
+        decode(tiff(held[:, :1], photometric, nodata=nodata), "x")
+
+
+@pytest.mark.parametrize("nodata", ["", "none", "nan", "1e999", "\xff"])
+def test_a_nodata_value_that_is_no_number_is_none(nodata):
+    assert gray_of(tiff(np.array([[0, 257, 65535]], np.uint16), BLACK_IS_ZERO, nodata=nodata)) == [0, 1, 255]
+
+
+def test_a_range_reaches_colors_of_a_tiff_and_is_refused_where_half_of_them_is_read():
+    held = np.array([[[0, 819, 4095], [4095, 0, 409]]], np.uint16)
+    colors = open_image(tiff(held, RGB), "x", value_range=(0.0, 4095.0)).decoded().pixels
+    assert colors[0].tolist() == [[0, 51, 255], [255, 0, 25]]
+    plain = encoded_png16(held)
+    assert decode(plain, "x").kind == "RGB"
+    with pytest.raises(UnreadableImage, match=r"the upper 8 bits are read, so data\.range cannot be applied"):
+        open_image(plain, "x", value_range=(0.0, 4095.0)).decoded()
+
+
+def encoded_png16(held: np.ndarray) -> bytes:
+    from test_hostile import png
+
+    return png(held.shape[1], 1, 16, 2, b"\0" + held.astype(">u2").tobytes())
+
+
 # --- what cannot be read says what it is
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from belvedere.commands.options import command_parser, count, path, refuse_torchrun
+from belvedere.commands.options import add_range, command_parser, count, path, refuse_torchrun
 from belvedere.core.errors import EXIT_DONE, UsageError
 from belvedere.core.machine import cpu_count
 
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=count, metavar="N", help="threads that decode (default: one for each core)"
     )
+    add_range(parser, default="by the rules of docs/data.md")
     parser.add_argument("--json", type=path, metavar="FILE", help="write everything found, lists complete")
     return parser
 
@@ -111,9 +112,15 @@ class _Bar:
 def _checked(args: argparse.Namespace) -> dict[str, Any]:
     from belvedere.data.check import duplicates, find_copies, leakage, overview
     from belvedere.data.sources import open_source
+    from belvedere.data.sources.ranged import refuse_range_without_effect
 
-    source = open_source(args.source, split=args.split)
-    other = None if args.against is None else open_source(args.against, split=args.against_split)
+    value_range = None if args.range is None else (args.range[0], args.range[1])
+    source = open_source(args.source, split=args.split, value_range=value_range)
+    if value_range is not None:
+        refuse_range_without_effect(source, value_range)
+    other = None
+    if args.against is not None:
+        other = open_source(args.against, split=args.against_split, value_range=value_range)
     seen = _looked_at(source, args)
     against = None if other is None else _looked_at(other, args)
     with _Bar("near copies") as bar:

@@ -117,11 +117,41 @@ def _rows(report: Mapping[str, Any]) -> Iterator[Row]:
         yield "formats", _listed(report["formats"])
     if report["kinds"]:
         yield "kinds", _listed(report["kinds"])
+    for kind, part in report["values"].items():
+        yield from _values(kind, part, report["range"])
     if "sizes" in report:
         yield from _sizes(report["sizes"], report["readable"])
     yield from _labels(report["labels"])
     if report["readable"]:
         yield "one pass", _pass(report)
+
+
+def _values(kind: str, part: Mapping[str, Any], given: Sequence[float] | None) -> Iterator[Row]:
+    """What images of more than eight bits hold, and whether that is much of what they could."""
+    images = f"{_number(part['images'])} {kind} image{'' if part['images'] == 1 else 's'}"
+    told = f"{part['low']:g} to {part['high']:g} in {images}"
+    suggested = part.get("suggested_range")
+    if given is not None:
+        told += f", scaled from {given[0]:g}..{given[1]:g}"
+    elif suggested is not None:
+        low, high = suggested
+        if suggested == [part["low"], part["high"]]:
+            told += f": they use {_share(part['share_of_range'], 1)} of the range"
+        else:
+            told += (
+                f"; all but 0.1 % at either end use {_share(part['share_of_range_middle'], 1)} of the range"
+            )
+        told += f"; data.range=[{low:g},{high:g}] (--range {low:g} {high:g}) scales them"
+    elif "share_of_range" not in part and (part["low"] < 0 or part["high"] > 1):
+        told += ": each is scaled from its own range; data.range (--range LOW HIGH) gives all the same one"
+    yield "values", told
+    if part["pixels_without_a_value"]:
+        num = part["images_with_such_pixels"]
+        yield (
+            "",
+            f"{_number(part['pixels_without_a_value'])} pixels of {_number(num)} image"
+            f"{'' if num == 1 else 's'} have no value (NaN, infinite or nodata) and are black",
+        )
 
 
 def _sizes(sizes: Mapping[str, Any], num: int) -> Iterator[Row]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from belvedere.commands.options import add_backbone, command_parser, path, refuse_torchrun
+from belvedere.commands.options import (
+    add_backbone,
+    add_range,
+    command_parser,
+    path,
+    range_for,
+    refuse_torchrun,
+)
 from belvedere.commands.stages import Stages
 from belvedere.core.errors import EXIT_DONE
 from belvedere.core.log import output, warn
@@ -28,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "--data", required=True, metavar="PATH", help="the images: a folder, a list, an archive, `digits` ..."
     )
     parser.add_argument("--split", choices=("train", "test"), help="only this part of --data")
+    add_range(parser, default="the card's, else by the rules of docs/data.md")
     parser.add_argument("--out", required=True, type=path, metavar="FILE", help="ends in .npz or .parquet")
     return parser
 
@@ -36,13 +44,16 @@ def run(args: argparse.Namespace) -> int:
     """Extract the features and write the file."""
     refuse_torchrun("embed")
     from belvedere.data.sources import open_source
+    from belvedere.data.sources.ranged import refuse_range_without_effect
     from belvedere.eval.embed import check_out, embed
     from belvedere.train.session import choose_device
     from belvedere.zoo.load import load
 
     check_out(args.out)
-    source = open_source(args.data, split=args.split)
     backbone, card = load(args.weights)
+    source = open_source(args.data, split=args.split, value_range=range_for(args, card))
+    if args.range is not None:
+        refuse_range_without_effect(source, args.range)
     with Stages() as stages:
         extracted = embed(
             backbone,

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from belvedere.commands.options import (
     add_backbone,
     add_lambda,
+    add_range,
     command_parser,
     count,
     counts,
     path,
+    range_for,
     refuse_ineffective,
     refuse_torchrun,
 )
@@ -52,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
         help="labelled images: a folder, a list, an archive, `digits` ...",
     )
     images.add_argument("--split", choices=("train", "test"), help="only this part of --data")
+    add_range(images, default="the card's, else by the rules of docs/data.md")
     images.add_argument("--labels", type=path, metavar="CSV", help="labels of images in --data: file,label")
     images.add_argument(
         "--subset", type=path, metavar="FILE", help="train on exactly these images of --data (a paper's list)"
@@ -111,8 +114,8 @@ def run(args: argparse.Namespace) -> int:
     from belvedere.train.session import choose_device
     from belvedere.zoo.load import load
 
-    images = _open(args)
     backbone, card = load(args.weights)
+    images = _open(args, range_for(args, card))
     given = {"shots": args.shots, "splits": args.splits, "k": args.k, "lambd": args.lambd}
     options = Options(
         protocols=args.protocols,
@@ -159,17 +162,22 @@ def _refuse_ineffective(args: argparse.Namespace) -> None:
     refuse_ineffective(needs)
 
 
-def _open(args: argparse.Namespace) -> _Images:
+def _open(args: argparse.Namespace, value_range: tuple[float, float] | None) -> _Images:
     from belvedere.data.sources import open_source, with_labels
+    from belvedere.data.sources.ranged import refuse_range_without_effect
 
-    data = open_source(args.data, split=args.split)
+    data = open_source(args.data, split=args.split, value_range=value_range)
+    if args.range is not None:
+        refuse_range_without_effect(data, args.range)
     if args.labels is not None:
         data = with_labels(data, args.labels)
     unlabelled = None
     if args.predict is not None:
         same = Path(args.predict).expanduser().resolve() == Path(args.data).expanduser().resolve()
-        unlabelled = _without_labels(data) if same else open_source(args.predict)
-    val = None if args.val is None else open_source(args.val, split=args.val_split)
+        unlabelled = _without_labels(data) if same else open_source(args.predict, value_range=value_range)
+    val = None
+    if args.val is not None:
+        val = open_source(args.val, split=args.val_split, value_range=value_range)
     if args.subset is not None:
         data, val = _fixed_list(data, val, args)
     return _Images(data, val, unlabelled)
@@ -187,13 +195,14 @@ def _without_labels(data: Source) -> Source:
 def _fixed_list(data: Source, val: Source | None, args: argparse.Namespace) -> tuple[Source, Source]:
     """The listed images, and what to score: --val, or the held-out part of a divided folder, or the rest."""
     from belvedere.data.sources import FolderSource, from_list, open_source, subset
+    from belvedere.data.sources.source import value_range_of
 
     listed = from_list(data, args.subset)
     if val is not None:
         return listed, val
     if isinstance(data, FolderSource) and data.divided:
         say("scoring the held-out part of --data (test/ or val/)")
-        return listed, open_source(args.data, split="test")
+        return listed, open_source(args.data, split="test", value_range=value_range_of(data))
     taken = {listed.key(index) for index in range(len(listed))}
     rest = [index for index in range(len(data)) if data.key(index) not in taken]
     if not rest:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from belvedere.core.errors import UsageError
-from belvedere.core.log import visible
+from belvedere.core.log import say, visible
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,6 +80,37 @@ def add_lambda(parser: argparse._ActionsContainer) -> None:
         metavar="X",
         help="fixed regularization (default: published for one label, else cross-validated)",
     )
+
+
+def add_range(parser: argparse._ActionsContainer, *, default: str) -> None:
+    """The values that become black and white in images of more than eight bits, as `range`."""
+    parser.add_argument(
+        "--range",
+        nargs=2,
+        type=number,
+        metavar=("LOW", "HIGH"),
+        help=f"values that become black and white in images of more than 8 bits (default: {default})",
+    )
+
+
+def range_for(args: argparse.Namespace, card: object) -> tuple[float, float] | None:
+    """--range, or else what the card says that its backbone was trained with, and says so."""
+    trained: tuple[float, float] | None = getattr(card, "value_range", None)
+    given: tuple[float, float] | None = None if args.range is None else tuple(args.range)
+    if given is None and trained is not None:
+        say(f"images of more than 8 bits are scaled from {trained[0]:g}..{trained[1]:g}, as the card says")
+    return trained if given is None else given
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r}; give a number")
+    return value
 
 
 def refuse_ineffective(needs: Iterable[tuple[str, object, bool, str]]) -> None:

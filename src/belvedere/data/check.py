@@ -20,10 +20,11 @@ from belvedere.data.duplicates import (
     where_equal,
 )
 from belvedere.data.neighbours import Pictures, alike, near_between, near_within
-from belvedere.data.sources.source import UNLABELLED
-from belvedere.data.survey import HASH, Survey
+from belvedere.data.sources.source import UNLABELLED, value_range_of
+from belvedere.data.survey import HASH, Depth, Survey
 
 VIEW_PX = 224
+_LITTLE = 0.5  # of the values that a type can hold: half of it is one bit lost of eight
 _EXACT, _NEAR, _NEAR_MIRRORED = "equal", "near", "near, mirrored"
 
 Progress = Callable[[int, int], None]
@@ -51,6 +52,8 @@ def overview(survey: Survey) -> dict[str, Any]:
         "skipped_folders": list(getattr(survey.source, "skipped", ())),
         "formats": _counted(rows["format"][readable], survey.formats),
         "kinds": _counted(rows["kind"][readable], survey.kinds),
+        "values": {kind: _depth(depth) for kind, depth in sorted(survey.depths.items())},
+        "range": value_range_of(survey.source),
         "bytes": int(rows["bytes"].sum()),
         "labels": _labels(survey),
         "seconds": round(survey.elapsed_s, 3),
@@ -65,6 +68,31 @@ def _counted(codes: NDArray[Any], names: Sequence[str]) -> dict[str, int]:
     counts = np.bincount(codes, minlength=len(names))
     named = {name: int(count) for name, count in zip(names, counts, strict=True) if count}
     return dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _depth(depth: Depth) -> dict[str, Any]:
+    """What images of more than eight bits hold, and what `data.range` would make more of it."""
+    report: dict[str, Any] = {
+        "images": depth.images,
+        "low": depth.low,
+        "high": depth.high,
+        "middle": list(depth.middle),
+        "pixels_without_a_value": depth.missing,
+        "images_with_such_pixels": depth.with_missing,
+    }
+    if depth.least is None or depth.most is None:
+        return report
+    whole = depth.most - depth.least if depth.low < 0 else depth.most
+    used = {
+        name: (high - low) / whole
+        for name, (low, high) in (("", (depth.low, depth.high)), ("_middle", depth.middle))
+    }
+    report |= {f"share_of_range{name}": round(share, 6) for name, share in used.items()}
+    if used[""] <= _LITTLE:
+        report["suggested_range"] = [depth.low, depth.high]
+    elif used["_middle"] <= _LITTLE:
+        report["suggested_range"] = list(depth.middle)
+    return report
 
 
 def _sizes(survey: Survey) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from belvedere.core.errors import BelvedereError, DataError
 from belvedere.data.decode import PLAIN, Decoded, Opened, UnreadableImage, open_image
 from belvedere.data.order import positions, rows_of, steps_per_epoch
-from belvedere.data.sources.source import ArraySource, Source
+from belvedere.data.sources.source import ArraySource, Source, value_range_of
 from belvedere.data.spec import DataSpec, ViewSpec
 from belvedere.data.views.draw import Floats, Ints, draw_views, weak_images
 from belvedere.data.views.geometry import SMALL_PX
@@ -98,6 +98,7 @@ class Fetch:
         self.dtype, self.finished, self.replaced = dtype, finished, dict(replaced)
         self.steps_per_epoch = steps_per_epoch(len(source), order.global_batch)
         self.rows = rows_of(order.global_batch, rank=order.rank, world_size=order.world_size)
+        self.value_range = value_range_of(source)
         self.shares = False  # whether views are to lie in memory that the training process sees too
         self._room: dict[str, Tensor] = {}  # crops that nobody sees but the next stage
 
@@ -253,7 +254,8 @@ class _Reading:
         while True:
             try:
                 stored = source.stored(self.used)
-                opened = self._opened = open_image(stored, source.key(self.used))
+                key, value_range = source.key(self.used), self._fetch.value_range
+                opened = self._opened = open_image(stored, key, value_range=value_range)
                 self.size = opened.height, opened.width
                 self.num_bytes = len(stored) if isinstance(stored, bytes) else 0
                 return opened

@@ -190,7 +190,9 @@ class DataSpec(Settings):
     """Where the images are and how their pixels are normalized.
 
     path: whatever `open_source` opens (a folder, a list of files, an archive, an array, a data set by name),
-    or a list of such parts with weights. split: one of the parts a source defines (`train`, `test`), or null
+    or a list of such parts with weights. range: [low, high], the values that become black and white in images
+    of more than eight bits, others are cut (left out: as docs/data.md says; it is needed for arrays that are
+    not uint8). split: one of the parts a source defines (`train`, `test`), or null
     for all; a list says it for each of its parts. mean, std: per channel, in [0, 1].
     max_bad_share: training stops when more than this share of the images asked for could not be read and were
     replaced.
@@ -201,6 +203,18 @@ class DataSpec(Settings):
     mean: tuple[Probability, Probability, Probability]
     std: tuple[Positive, Positive, Positive]
     max_bad_share: Probability
+    range: tuple[float, float] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = written(self)
+        return {name: value for name, value in values.items() if name != "range" or value is not None}
+
+    @model_validator(mode="after")
+    def _range_ordered(self) -> DataSpec:
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError("range must be [low, high], low below high")
+        return self
 
     @model_validator(mode="after")
     def _split_of_parts(self) -> DataSpec:

@@ -21,7 +21,8 @@ from PIL import Image
 
 from belvedere.data.decode import FORMATS, Pixels, UnreadableImage, open_image
 from belvedere.data.duplicates import THUMB_PX
-from belvedere.data.sources.source import Source
+from belvedere.data.levels import Values
+from belvedere.data.sources.source import Source, value_range_of
 
 HASH = "BLAKE2b, 128 bits"
 ARRAY = "array"
@@ -53,6 +54,7 @@ Progress = Callable[[int, int], None]
 class Survey:
     """What was met. indices [N]: which images of the source; rows [N] of dtype ROW; thumbs uint8 [N, 24, 24],
     or None; formats, kinds: what the codes in the rows mean; reasons {position in rows: why unreadable};
+    depths {type of the values: what those of more than eight bits hold};
     decode_s: seconds of processor time that reading and decoding took in all; elapsed_s: how long it took.
     """
 
@@ -63,6 +65,7 @@ class Survey:
     formats: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
+    depths: dict[str, Depth] = field(default_factory=dict)
     decode_s: float = 0.0
     elapsed_s: float = 0.0
 
@@ -97,6 +100,29 @@ class _Seen(NamedTuple):
     pixels: bytes = b""
     color: tuple[int, int] = (0, 0)
     thumb: NDArray[np.uint8] | None = None
+    values: Values | None = None
+
+
+class Depth:
+    """What images of more than eight bits hold, of all those met with values of one kind.
+
+    images: how many; low, high: extremes over all; middle: extremes of what each image's values lie between
+    but for a thousandth on either side; missing: pixels without a value, in so many images.
+    """
+
+    def __init__(self, first: Values) -> None:
+        self.images, self.missing, self.with_missing = 0, 0, 0
+        self.least, self.most = first.least, first.most
+        self.low, self.high = first.low, first.high
+        self.middle = first.middle
+
+    def add(self, values: Values) -> None:
+        """Another image."""
+        self.images += 1
+        self.missing += values.missing
+        self.with_missing += values.missing > 0
+        self.low, self.high = min(self.low, values.low), max(self.high, values.high)
+        self.middle = min(self.middle[0], values.middle[0]), max(self.middle[1], values.middle[1])
 
 
 def spread(total: int, limit: int | None) -> NDArray[np.int64]:
@@ -167,7 +193,8 @@ def _see(source: Source, index: int, *, thumbs: bool) -> _Seen:
         read_s = time.thread_time() - start
         size, hashed, kept_as = _num_bytes(stored), _hash_stored(stored), _format(stored)
         start = time.thread_time()
-        decoded = open_image(stored, source.key(index)).decoded()
+        opened = open_image(stored, source.key(index), value_range=value_range_of(source))
+        decoded = opened.decoded()
     except UnreadableImage as error:
         return _Seen(size, hashed, kept_as, error.reason, 0.0)
     decode_s = read_s + time.thread_time() - start
@@ -186,6 +213,7 @@ def _see(source: Source, index: int, *, thumbs: bool) -> _Seen:
         _hash_pixels(pixels),
         color,
         thumb,
+        decoded.values,
     )
 
 
@@ -239,6 +267,8 @@ def _note(result: Survey, position: int, seen: _Seen) -> None:
     row["height"], row["width"], row["color"] = seen.height, seen.width, seen.color
     row["pixels"] = np.frombuffer(seen.pixels, dtype="u8")
     result.decode_s += seen.decode_s
+    if seen.values is not None:
+        result.depths.setdefault(seen.values.kind, Depth(seen.values)).add(seen.values)
     if result.thumbs is not None and seen.thumb is not None:
         result.thumbs[position] = seen.thumb
 

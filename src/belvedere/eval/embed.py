@@ -2,7 +2,8 @@
 
 `.npz`: `features` [N, D] float32, `files` [N] and, where the source has labels, `labels` [N] int64 (-1 none)
 and `classes`. `.parquet`: one row per image with `file`, `features` (fixed-size list of float32) and, where
-there are labels, `label` (the class name, null for none). Same images and weights, same bytes.
+there are labels, `label` (the class name, null for none). Bytes of a file or folder name that are no UTF-8
+are written as \\xNN, as Parquet holds nothing else. Same images and weights, same bytes.
 """
 
 from __future__ import annotations
@@ -65,11 +66,12 @@ def write_features(out: Path, extracted: Extracted, source: Source) -> None:
     features = extracted.features.numpy()
     files = [_valid_text(source.key(int(i))) for i in extracted.index]
     labels = source.labels[extracted.index] if source.classes else None
+    classes = [_valid_text(name) for name in source.classes]
     with replacing(out) as temporary:
         if out.suffix.lower() == ".npz":
-            _write_npz(temporary, features, files, labels, source.classes)
+            _write_npz(temporary, features, files, labels, classes)
         else:
-            _write_parquet(temporary, features, files, labels, source.classes)
+            _write_parquet(temporary, features, files, labels, classes)
 
 
 def _write_npz(

@@ -3,6 +3,8 @@
 `report.json` (scores in [0, 1], six decimals, null where there is nothing to score; no dates, no machine):
 
     seed, precision, features {source, blocks, norm, resize_px, crop_px, interpolation}
+    range       [low, high], the values that become black and white in images of more than eight bits; only
+                where the images were opened with such a range
     data        {name, images, classes, labelled, fingerprint}; val the same or null
     list        the file that names the training images, or null
     training    {images, classes: {name: images}}; scored: images of the separate scored set, or null
@@ -35,7 +37,7 @@ from torch import nn
 from belvedere.core.errors import EvaluationError
 from belvedere.core.settings import Settings
 from belvedere.data.sources import describe
-from belvedere.data.sources.source import Source
+from belvedere.data.sources.source import Source, value_range_of
 from belvedere.engine.precision import Precision
 from belvedere.eval import protocols
 from belvedere.eval.features import Extracted, FeatureCard, Progress, extract
@@ -173,6 +175,8 @@ def evaluate(
         "scored": None if scored is None else len(scored.labels),
         "unreadable": reader.unreadable,
     }
+    if value_range_of(source) is not None:
+        report["range"] = value_range_of(source)
     splits = None
     if "logistic" in options.protocols and list_name is None:
         splits = draw_splits(train.labels, options.shots, splits=options.splits, seed=options.seed)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Protocol
 
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from belvedere.core.errors import DataError, EvaluationError
+from belvedere.core.log import warn
 from belvedere.data.decode import UnreadableImage
-from belvedere.data.sources.source import Source, read
+from belvedere.data.levels import Range
+from belvedere.data.sources.source import ArraySource, Source, read, value_range_of
 from belvedere.engine.precision import Precision, networks
 from belvedere.nn.backbone import Block, Features
 from belvedere.nn.spec import FeatureSpec
@@ -169,6 +172,7 @@ def extract(
         raise EvaluationError(f"the batch size must be at least 1; got {batch_size}")
     device = device or torch.device("cpu")
     backbone.to(device)
+    _say_other_range(card, source)
     wanted = (
         np.arange(len(source), dtype=np.int64) if indices is None else np.asarray(indices, dtype=np.int64)
     )
@@ -194,6 +198,23 @@ def extract(
         first = "; ".join(f"{key}: {reason}" for key, reason in list(unreadable.items())[:5])
         raise DataError(f"none of the {len(wanted)} images of {source.name!r} can be read: {first}")
     return Extracted(torch.cat(rows).clone(), np.array(index, dtype=np.int64), unreadable)
+
+
+def _say_other_range(card: FeatureCard, source: Source) -> None:
+    """Warn where the images are scaled from another range of values than those of the backbone's training."""
+    trained, here = getattr(card, "value_range", None), value_range_of(source)
+    eight_bits = isinstance(source, ArraySource) and source.scaled_from is None
+    if trained is not None and trained != here and not eight_bits:
+        _warn_of_ranges(trained, here, source.name)
+
+
+@cache
+def _warn_of_ranges(trained: Range, here: Range | None, name: str) -> None:
+    shown = "no range" if here is None else f"the range [{here[0]:g}, {here[1]:g}]"
+    warn(
+        f"the backbone was trained with data.range [{trained[0]:g}, {trained[1]:g}] (its card), and {name!r} "
+        f"is read with {shown}: images of more than 8 bits look different to it"
+    )
 
 
 def _forward(

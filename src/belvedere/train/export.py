@@ -25,6 +25,7 @@ def card(session: Session) -> Card:
         features=recipe.features,
         mean=recipe.data.mean,
         std=recipe.data.std,
+        value_range=recipe.data.range,
         source=f"recipe {recipe.name}",
         licence=None,
         step=session.step,

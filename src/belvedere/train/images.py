@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from belvedere.core.errors import UndividedError
 from belvedere.data.sources import Source, open_source
+from belvedere.data.sources.ranged import refuse_range_without_effect
 from belvedere.data.spec import told
 from belvedere.engine.agreement import agree
 from belvedere.recipe.plan import data_path
@@ -23,18 +24,24 @@ def open_images(recipe: Recipe) -> tuple[Recipe, Source, list[str]]:
 
     def look() -> tuple[str | None, str]:
         """(the split that was opened, why it is not the recipe's)."""
+        opened = look_for_split()
+        if recipe.data.range is not None:
+            refuse_range_without_effect(found[0], recipe.data.range)
+        return opened
+
+    def look_for_split() -> tuple[str | None, str]:
         try:
-            found.append(open_source(path, split=recipe.data.split))
+            found.append(open_source(path, split=recipe.data.split, value_range=recipe.data.range))
         except UndividedError as error:
             if not recipe.split_is_default:
                 raise
-            found.append(open_source(path))
+            found.append(open_source(path, value_range=recipe.data.range))
             return None, str(error).partition(";")[0]
         return recipe.data.split, ""
 
     split, reason = agree(look, only_main=True)[0]
     if not found:
-        found.append(open_source(path, split=split))
+        found.append(open_source(path, split=split, value_range=recipe.data.range))
     notes = list(recipe.remarks)
     if reason:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"split": split})})

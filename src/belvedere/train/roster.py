@@ -14,7 +14,8 @@ from belvedere.data.sources.folder import FolderSource
 from belvedere.data.sources.index import Index
 from belvedere.data.sources.index_file import DamagedFileError
 from belvedere.data.sources.mixed import Mixed
-from belvedere.data.sources.source import Source
+from belvedere.data.sources.ranged import with_range
+from belvedere.data.sources.source import Source, value_range_of
 from belvedere.engine.manifest import checkpoints
 
 ROSTER_NAME = "images.index"
@@ -44,9 +45,8 @@ def as_begun(source: Source, directory: Path) -> tuple[Source, list[str]]:
         return source, []
     told: list[str] = []
     parts = [_part_as_begun(part, _place(directory, at), told) for at, part in enumerate(_parts(source))]
-    if isinstance(source, Mixed):
-        return Mixed(parts, source.weights), told
-    return parts[0], told
+    begun = Mixed(parts, source.weights) if isinstance(source, Mixed) else parts[0]
+    return with_range(begun, value_range_of(source)), told
 
 
 def _parts(source: Source) -> tuple[Source, ...]:

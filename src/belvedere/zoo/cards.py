@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from torch import Tensor, nn
 
 from belvedere.core.errors import WeightsError
@@ -35,9 +35,10 @@ class Card(Settings):
 
     system: the method. mean, std: per channel, in [0, 1]. source: the recipe or imported file it comes from,
     source_sha256 that file's checksum. step: optimization steps it was trained for, if known. published:
-    accuracies reported for these weights. dropped: parts of an imported file that are not kept, with the
-    reason. data: what it was trained on. weights_sha256, heads_sha256,
-    training_sha256: filled in by `export`.
+    accuracies reported for these weights. value_range: what became black and white in training images of more
+    than eight bits (`data.range`), where the run said it. dropped: parts of an imported file that are not
+    kept, with the reason. data: what it was trained on. weights_sha256, heads_sha256, training_sha256: filled
+    in by `export`.
     """
 
     system: str
@@ -52,9 +53,15 @@ class Card(Settings):
     published: dict[str, float | str] = Field(default_factory=dict)
     dropped: dict[str, str] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
+    value_range: tuple[float, float] | None = None
     weights_sha256: str | None = None
     heads_sha256: str | None = None
     training_sha256: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = written(self)
+        return {name: value for name, value in values.items() if name != "value_range" or value is not None}
 
 
 def export(

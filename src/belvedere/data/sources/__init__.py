@@ -14,6 +14,7 @@ from belvedere.data.sources.folder import FolderSource
 from belvedere.data.sources.huggingface import from_huggingface
 from belvedere.data.sources.labels import from_list, with_labels
 from belvedere.data.sources.opening import open_source
+from belvedere.data.sources.ranged import with_range
 from belvedere.data.sources.source import UNLABELLED, ArraySource, Source, inspect, read, relabelled, subset
 
 
@@ -68,4 +69,5 @@ __all__ = [
     "relabelled",
     "subset",
     "with_labels",
+    "with_range",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from belvedere.core.errors import DataError, UndividedError
+from belvedere.core.log import say
+from belvedere.data.levels import NoValuesError, Range, scaled
 from belvedere.data.sources.mapped import MappedFile
 from belvedere.data.sources.source import UNLABELLED, ArraySource, Numbered, Source
 
@@ -22,23 +23,25 @@ _IMAGES = ("images", "image", "x", "data", "pixels", "arr_0")
 _LABELS = ("labels", "label", "y", "targets", "target", "arr_1")
 _PARTS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 """The parts of an .npz file that a split may be, in this order."""
+_LOOKED_AT = 256  # images whose values are looked at where there are too many for all
 _MOST_CLASSES = 1_000_000
 _BAD_FILE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError)
 
 
-def open_array(path: str | Path, split: str | None) -> Source:
+def open_array(path: str | Path, split: str | None, *, value_range: Range | None = None) -> Source:
     """The images of a .npy or .npz file.
 
     .npy: uint8 [N, H, W], [N, H, W, 1 or 3] or [N, 3, H, W], with labels [N] from `STEM_labels.npy` beside it
     where there is one. .npz: arrays of these shapes named `images`, `x` or alike, with `labels` or `y`; or
-    divided, as `x_train` and `y_train`, `train_images` and `train_labels`, and so on. Raises DataError.
+    divided, as `x_train` and `y_train`, `train_images` and `train_labels`, and so on. value_range: makes
+    uint8 images of arrays of other real types, in memory. Raises DataError.
     """
     file = Path(path).expanduser()
     images = _load(file)
     if not isinstance(images, np.ndarray):
-        return _of_npz(images, split, str(file))
+        return _of_npz(images, split, str(file), value_range)
     _refuse_split(split, str(file))
-    pixels = checked_pixels(images, str(file))
+    pixels = checked_pixels(images, str(file), value_range=value_range)
     sibling = file.with_name(f"{file.stem}_labels.npy")
     labels = _unlabelled(len(pixels))
     classes: tuple[str, ...] = ()
@@ -51,6 +54,7 @@ def open_array(path: str | Path, split: str | None) -> Source:
         classes=classes,
         keys=Numbered(f"{file.stem}/", len(pixels)),
         file=_mapping(images, pixels, file),
+        scaled_from=_scaled_from(images),
     )
 
 
@@ -69,9 +73,24 @@ def open_loaded_array(content: bytes, split: str | None, where: str) -> Source:
 def _load(file: Path | io.BytesIO, where: str = "") -> Any:
     """An array, mapped where it lies in a file, or an opened .npz; objects are never unpickled."""
     try:
-        return np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
-    except _BAD_FILE as error:
-        raise DataError(f"{where or file} (data.path) is no NumPy file that can be read: {error}") from error
+        with np.errstate(all="ignore"):
+            return np.load(file, mmap_mode="r" if isinstance(file, Path) else None, allow_pickle=False)
+    except Exception as error:  # a hostile header makes numpy raise nearly anything
+        raise DataError(
+            f"{where or file} (data.path) is no NumPy file that can be read: {_why_not_loaded(error)}"
+        ) from error
+
+
+def _why_not_loaded(error: Exception) -> str:
+    """What numpy says of a file, without its advice to trust it."""
+    told = " ".join(str(error).split())
+    if "object" in told.lower() and ("pickle" in told or "memory-mapped" in told):
+        return "it holds Python objects, which are never unpickled; save plain numbers"
+    if "pickle" in told:
+        large = "max_header_size" in told
+        return "its header is longer than any array needs" if large else "it does not start as one does"
+    plain = isinstance(error, _BAD_FILE)
+    return told if plain and told else f"{type(error).__name__}: {told}" if told else type(error).__name__
 
 
 def _refuse_split(split: str | None, where: str) -> None:
@@ -93,17 +112,19 @@ def _unlabelled(count: int) -> NDArray[np.int64]:
     return np.full(count, UNLABELLED, dtype=np.int64)
 
 
-def checked_pixels(images: Array, where: str) -> NDArray[np.uint8]:
+def _scaled_from(images: Array) -> str | None:
+    return None if images.dtype == np.uint8 else str(images.dtype)
+
+
+def checked_pixels(images: Array, where: str, *, value_range: Range | None = None) -> NDArray[np.uint8]:
     """Images as uint8 [N, H, W, 1 or 3], contiguous, without a copy where they are so; raises DataError.
 
-    Accepts uint8 [N, H, W], [N, H, W, 1 or 3] and, where no side could be mistaken for it, [N, 1 or 3, H, W].
+    Accepts uint8 [N, H, W], [N, H, W, 1 or 3] and, where no side could be mistaken for it, [N, 1 or 3, H, W];
+    other real types with `value_range`, the values that become 0 and 255.
     """
-    if images.dtype != np.uint8:
-        remedy = "multiply values in [0, 1] by 255, round and convert: (x * 255).round().astype('uint8')"
-        raise DataError(
-            f"{where} (data.path) holds {images.dtype}, not uint8 pixels"
-            + (f"; {remedy}" if images.dtype.kind == "f" else "; convert it to uint8 values 0 to 255")
-        )
+    deep = images.dtype != np.uint8
+    if deep and (value_range is None or images.dtype.kind not in "iuf"):
+        raise DataError(f"{where} (data.path) holds {_not_uint8(images)}")
     if images.ndim == 3:
         images = images[..., None]
     elif images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
@@ -111,9 +132,49 @@ def checked_pixels(images: Array, where: str) -> NDArray[np.uint8]:
     if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
         raise DataError(
             f"{where} (data.path) has shape {list(images.shape)}; it must be [N, H, W], [N, H, W, 1 or 3] or "
-            f"[N, 1 or 3, H, W], and hold at least one image"
+            f"[N, 1 or 3, H, W], and hold at least one image{_of_four(images)}"
         )
+    if deep and value_range is not None:
+        return _scaled(images, value_range, where)
     return np.ascontiguousarray(images)
+
+
+def _of_four(images: Array) -> str:
+    """What to do with four channels, of which nothing says what the fourth is."""
+    if images.ndim != 4 or 4 not in (images.shape[1], images.shape[3]):
+        return ""
+    keep = "x[..., :3]" if images.shape[3] == 4 else "x[:, :3]"
+    return f"; of four channels nothing says what the fourth is: save the three colors, {keep}"
+
+
+def _not_uint8(images: Array) -> str:
+    """What an array holds that is no pixels, and what to do."""
+    kind = images.dtype
+    if kind.kind not in "iuf" or images.size == 0 or images.ndim == 0:
+        return f"{kind}, not uint8 pixels; convert it to uint8 values 0 to 255"
+    some = images[np.unique(np.linspace(0, len(images) - 1, _LOOKED_AT).astype(np.int64))]
+    there = some[np.isfinite(some)] if kind.kind == "f" else some
+    low, high = (there.min(), there.max()) if there.size else (0, 1)
+    word = "" if len(some) == len(images) else "about "
+    return (
+        f"{kind}, not uint8 pixels, with values from {word}{low:g} to {high:g}; say which become black and "
+        f"white, data.range=[{low:g},{high:g}] (--range {low:g} {high:g}), or convert it to uint8"
+    )
+
+
+def _scaled(images: Array, value_range: Range, where: str) -> NDArray[np.uint8]:
+    """uint8 of images [N, H, W, C] of another type, one at a time; what has no value is black, and said."""
+    result, missing = np.empty(images.shape, dtype=np.uint8), 0
+    for at, image in enumerate(images):
+        try:
+            result[at], found, _ = scaled(image, wanted=value_range)
+            missing += found.missing
+        except NoValuesError:
+            result[at] = 0
+            missing += image.shape[0] * image.shape[1]
+    if missing:
+        say(f"{where}: {missing:,} pixels have no value (NaN or infinite) and are black")
+    return result
 
 
 def checked_labels(labels: Any, count: int, where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -142,15 +203,25 @@ def checked_labels(labels: Any, count: int, where: str) -> tuple[NDArray[np.int6
 # --- .npz
 
 
-def _of_npz(opened: Any, split: str | None, where: str) -> Source:
+def _of_npz(opened: Any, split: str | None, where: str, value_range: Range | None = None) -> Source:
     try:
         with opened as arrays:
-            return source_of_arrays(arrays, split, name=Path(where).stem, where=where)
-    except (*_BAD_FILE, zlib.error) as error:
-        raise DataError(f"{where} (data.path) cannot be read: {error}") from error
+            stem = Path(where).stem
+            return source_of_arrays(arrays, split, name=stem, where=where, value_range=value_range)
+    except DataError:
+        raise
+    except Exception as error:  # a hostile member makes numpy and zipfile raise nearly anything
+        raise DataError(f"{where} (data.path) cannot be read: {_why_not_loaded(error)}") from error
 
 
-def source_of_arrays(arrays: Mapping[str, Array], split: str | None, *, name: str, where: str) -> Source:
+def source_of_arrays(
+    arrays: Mapping[str, Array],
+    split: str | None,
+    *,
+    name: str,
+    where: str,
+    value_range: Range | None = None,
+) -> Source:
     """The images among named arrays; without a split, those of all parts. Raises DataError listing them."""
     names = {entry.lower(): entry for entry in arrays}
     whole = _first(names, _IMAGES)
@@ -166,7 +237,7 @@ def source_of_arrays(arrays: Mapping[str, Array], split: str | None, *, name: st
         raise DataError(
             f"{where} (data.path) holds {', '.join(arrays) or 'nothing'}; images must be named {allowed}"
         )
-    return _joined(arrays, parts, every, name=name, where=where)
+    return _joined(arrays, parts, every, name=name, where=where, value_range=value_range)
 
 
 Part = tuple[str, str, str | None]
@@ -197,26 +268,44 @@ def _first(names: Mapping[str, str], candidates: tuple[str, ...]) -> str | None:
 
 
 def _joined(
-    arrays: Mapping[str, Array], parts: list[Part], every: list[Part], *, name: str, where: str
+    arrays: Mapping[str, Array],
+    parts: list[Part],
+    every: list[Part],
+    *,
+    name: str,
+    where: str,
+    value_range: Range | None,
 ) -> Source:
     """The images of `parts`; `every` part counts for the numbers of the classes."""
-    pixels = [checked_pixels(arrays[images], f"{images!r} in {where}") for _, images, _ in parts]
+    held = [arrays[images] for _, images, _ in parts]
+    pixels = [
+        checked_pixels(each, f"{images!r} in {where}", value_range=value_range)
+        for each, (_, images, _) in zip(held, parts, strict=True)
+    ]
     sizes = {part: len(each) for (part, _, _), each in zip(parts, pixels, strict=True)}
     given: dict[str, Array] = {}
     for part, _, named in every:
         if named is not None:
             given[part] = np.asarray(arrays[named]).reshape(-1)
             checked_labels(given[part], sizes.get(part, len(given[part])), f"{named!r} in {where}")
-    labels = _unlabelled(sum(sizes.values()))
-    if not given:
-        return joined_arrays(name, pixels, labels, (), parts=list(sizes), where=where)
+    labels, classes = _unlabelled(sum(sizes.values())), tuple[str, ...]()
+    if given:
+        labels, classes = _numbered(given, sizes, where)
+    joined = joined_arrays(name, pixels, labels, classes, parts=list(sizes), where=where)
+    joined.scaled_from = next((kind for kind in map(_scaled_from, held) if kind is not None), None)
+    return joined
+
+
+def _numbered(
+    given: Mapping[str, Array], sizes: Mapping[str, int], where: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels of the images of all parts of `sizes`, and the classes of all that are given."""
     numbers, classes = checked_labels(
         np.concatenate(list(given.values())), sum(map(len, given.values())), where
     )
     ends = np.cumsum([len(each) for each in given.values()])
     of_part = dict(zip(given, np.split(numbers, ends[:-1]), strict=True))
-    labels = np.concatenate([of_part.get(part, _unlabelled(size)) for part, size in sizes.items()])
-    return joined_arrays(name, pixels, labels, classes, parts=list(sizes), where=where)
+    return np.concatenate([of_part.get(part, _unlabelled(size)) for part, size in sizes.items()]), classes
 
 
 def joined_arrays(

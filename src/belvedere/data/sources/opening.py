@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from belvedere.core.errors import DataError
+from belvedere.data.levels import Range
 from belvedere.data.sources.access import is_url
 from belvedere.data.sources.archives import open_zip
 from belvedere.data.sources.arrays import open_array
@@ -16,6 +17,7 @@ from belvedere.data.sources.listing import LISTS, open_list
 from belvedere.data.sources.mixed import Mixed
 from belvedere.data.sources.parquet import SUFFIX as PARQUET
 from belvedere.data.sources.parquet import is_parquet_folder, open_parquet
+from belvedere.data.sources.ranged import with_range
 from belvedere.data.sources.remote import open_remote
 from belvedere.data.sources.shards import COMPRESSED, is_tar_folder, open_tar
 from belvedere.data.sources.source import Source
@@ -36,15 +38,20 @@ _BY_ENDING: tuple[tuple[tuple[str, ...], Callable[[str, str | None], Source]], .
 )
 
 
-def open_source(path: str | Sequence[Part], *, split: str | None = None) -> Source:
+def open_source(
+    path: str | Sequence[Part], *, split: str | None = None, value_range: Range | None = None
+) -> Source:
     """The images that `data.path` and `data.split` name.
 
     path: a folder of images (flat or nested), of IDX files, of tar shards or of Parquet files; a list of
     files (`.txt`, `.csv`, `.tsv`, `.jsonl`); `.zip`; `.tar` and `.parquet`, also several by a pattern
     (`*`, `{000..099}`); `.npy`, `.npz`; a URL of any of these; `torchvision:NAME`, `hf:DIR`, `digits`; or
-    parts with weights, which are mixed. Raises DataError for a path that is missing, empty, of no kind
+    parts with weights, which are mixed. value_range: the values that become black and white in images of more
+    than eight bits (`data.range`). Raises DataError for a path that is missing, empty, of no kind
     known, or that does not have the split.
     """
+    if value_range is not None:
+        return _open_ranged(path, split=split, value_range=value_range)
     if split is not None and split not in SPLITS:
         raise DataError(f"data.split is {split!r}; it must be train, test or null")
     if not isinstance(path, str):
@@ -60,6 +67,18 @@ def open_source(path: str | Sequence[Part], *, split: str | None = None) -> Sour
         if path.lower().endswith(endings) and not Path(path).expanduser().is_dir():
             return opener(str(Path(path).expanduser()), split)
     return _open_local(path, split)
+
+
+def _open_ranged(path: str | Sequence[Part], *, split: str | None, value_range: Range) -> Source:
+    """The same with a range of values, which arrays of other types than uint8 need when they are opened."""
+    if not isinstance(path, str) and split is None:
+        opened = [open_source(part.path, split=part.split, value_range=value_range) for part in path]
+        source: Source = Mixed(opened, [part.weight for part in path])
+    elif isinstance(path, str) and path.lower().endswith((".npy", ".npz")) and not is_url(path):
+        source = open_array(path, split, value_range=value_range)
+    else:
+        source = open_source(path, split=split)
+    return with_range(source, value_range)
 
 
 def _open_parts(parts: Sequence[Part], split: str | None) -> Source:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from belvedere.data.decode import Decoded, Pixels, open_image
+from belvedere.data.levels import Range
 from belvedere.data.sources.mapped import MappedFile, shared_copy
 from belvedere.data.sources.names import Names
 
@@ -52,9 +53,17 @@ class Source(Protocol):
         ...
 
 
+def value_range_of(source: Source) -> Range | None:
+    """The values that become black and white in images of more than eight bits, if the source was opened with
+    such a range."""
+    found: Range | None = getattr(source, "value_range", None)
+    return found
+
+
 def inspect(source: Source, index: int) -> Decoded:
     """One image's pixels uint8 [H, W, 3], and what they were converted from; raises UnreadableImage."""
-    return open_image(source.stored(index), source.key(index)).decoded()
+    opened = open_image(source.stored(index), source.key(index), value_range=value_range_of(source))
+    return opened.decoded()
 
 
 def read(source: Source, index: int) -> Pixels:
@@ -96,8 +105,11 @@ class ArraySource:
         classes: tuple[str, ...],
         keys: Iterable[str] | Numbered,
         file: MappedFile | None = None,
+        scaled_from: str | None = None,
     ) -> None:
-        """file: where exactly these pixels lie, when they are mapped from there."""
+        """file: where exactly these pixels lie, when they are mapped from there. scaled_from: the type of the
+        values that they were scaled from by a range."""
+        self.scaled_from = scaled_from
         self.name, self.classes = name, classes
         self.pixels = np.ascontiguousarray(pixels)
         self.labels = np.asarray(labels, dtype=np.int64)
@@ -154,6 +166,7 @@ class Selected:
         self._source, self._indices = source, np.asarray(indices, dtype=np.int64)
         self.parts = (source,)
         self.name = source.name
+        self.value_range = value_range_of(source)
         self.labels = source.labels[self._indices] if labels is None else np.asarray(labels, dtype=np.int64)
         self.classes = source.classes if classes is None else classes
 
