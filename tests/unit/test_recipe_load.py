@@ -50,6 +50,24 @@ def test_every_shipped_recipe_survives_a_round_trip(name: str) -> None:
     assert recipe_hash(again) == recipe_hash(recipe)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("msn/vits16", "78772349993b58bc"),
+        ("swav/rn50-800ep", "9d682671227c0702"),
+        ("deepcluster/rn50-800ep", "d3a0837fab4b3791"),
+        ("sela/rn50-400ep", "9f6a55465de9d210"),
+        ("esvit/swin-tiny-w7", "ef13b9154a56c4b7"),
+        ("mugs/vits16-100ep", "85c41024cf6a708e"),
+        ("msn/fashion", "f439c041dcf6bd19"),
+        ("tiny/msn", "0d1eeaa74d9f24bc"),
+    ],
+)
+def test_the_name_of_a_recipe_stays_whatever_keys_are_added(name: str, value: str) -> None:
+    """Runs record it; a key that a recipe does not use changes nothing."""
+    assert recipe_hash(load_recipe(name)) == value
+
+
 def test_a_file_loads_as_a_name_does(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(recipe_text("tiny/msn"), encoding="utf-8")
@@ -215,23 +233,28 @@ def test_all_mistakes_of_a_file_at_once_each_with_its_line(tmp_path: Path) -> No
         ("  std:", "  extra: 1\n  std:"),
         ("global_batch: 128", "global_batch: 128\n  global_batch: 64"),
     )
+    target, anchor = line_of(file, "target:"), line_of(file, "anchor:")
+    no_patches = "8 is no multiple of backbone.patch_px, 3; the nearest are 6 or 9"
     text = message(file, "optim.stretch=0.5", "run.workers=-1")
     assert text.splitlines() == [
-        f"9 mistakes in {file}:",
+        f"12 mistakes in {file}:",
         f"  {file}:1: seed: is missing; it must be a whole number of at least 0",
         f"  {file}:{line_of(file, 'sead:')}: sead: unknown key; did you mean seed? (keys here: name, seed, "
         "method, backbone, views, data, optim, train, features, init, run, published)",
         f"  {file}:{line_of(file, 'temperature:')}: method.temperature: the text 'warm' is not allowed; "
         "it must be a number above 0",
         f"  {file}:{line_of(file, 'name: vit') - 1}: backbone: image_px 8 is no multiple of patch_px 3",
+        f"  {file}:{target + 2}: views.target.px: {no_patches}",
+        f"  {file}:{anchor + 2}: views.anchor.px: {no_patches}",
         f"  {file}:{line_of(file, 'fokal:')}: views.fokal: msn has no view of this name; did you mean focal? "
         "(its views: target, anchor, focal)",
         f"  {file}:{line_of(file, 'extra:')}: data.extra: unknown key (keys here: path, split, mean, std, "
         "max_bad_share)",
         f"  {file}:{line_of(file, 'global_batch: 64')}: train.global_batch: given twice, in lines "
         f"{line_of(file, 'global_batch: 128')} and {line_of(file, 'global_batch: 64')}",
+        f"  {file}:{line_of(file, 'crop_px:')}: features.crop_px: {no_patches}",
         "  override: optim.stretch: 0.5 is not allowed; it must be a number of at least 1",
-        "  override: run.workers: -1 is not allowed; it must be a whole number of at least 0",
+        "  override: run.workers: -1 is not allowed; it must be a whole number from 0 to 1024",
     ]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer
 
-from belvedere.core.settings import Settings
+from belvedere.core.settings import Contradictions, Settings
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -34,11 +34,9 @@ class Blur(Settings):
     p: Probability
     radius: tuple[Positive, Positive]
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Blur:
+    def contradictions(self) -> Contradictions:
         if self.radius[0] > self.radius[1]:
-            raise ValueError("radius must be [smallest, largest]")
-        return self
+            yield ("", "radius must be [smallest, largest]")
 
 
 class Photometry(Settings):
@@ -80,12 +78,10 @@ class Erasing(Settings):
     area: tuple[Share, Share]
     aspect: tuple[Positive, Positive]
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Erasing:
+    def contradictions(self) -> Contradictions:
         for name, (low, high) in (("area", self.area), ("aspect", self.aspect)):
             if low > high:
-                raise ValueError(f"{name} must be [smallest, largest]")
-        return self
+                yield ("", f"{name} must be [smallest, largest]")
 
 
 class Strong(Settings):
@@ -126,13 +122,11 @@ class ViewSpec(Settings):
         unused = [name for name in ("strong", "copy_of") if values.get(name, "") is None]
         return {name: value for name, value in values.items() if name not in unused}
 
-    @model_validator(mode="after")
-    def _ordered(self) -> ViewSpec:
+    def contradictions(self) -> Contradictions:
         if not self.scale[0] <= self.scale[1] <= 1.0:
-            raise ValueError("scale must be [smallest, largest] shares of the image's area, at most 1")
+            yield ("", "scale must be [smallest, largest] shares of the image's area, at most 1")
         if self.aspect[0] > self.aspect[1]:
-            raise ValueError("aspect must be [smallest, largest]")
-        return self
+            yield ("", "aspect must be [smallest, largest]")
 
 
 def mistakes_between(views: Mapping[str, ViewSpec]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -186,6 +180,19 @@ class Part(Settings):
     weight: Positive = 1.0
 
 
+def _kind(path: Any) -> str:
+    return PARTS if isinstance(path, (tuple, list)) else ONE_PATH
+
+
+ONE_PATH, PARTS = "one", "parts"
+PathOrParts = Annotated[
+    Annotated[str, Field(min_length=1), Tag(ONE_PATH)]
+    | Annotated[tuple[Part, ...], Field(min_length=1), Tag(PARTS)],
+    Discriminator(_kind),
+]
+"""Told apart, so that a mistake in a part is reported by that part's key."""
+
+
 class DataSpec(Settings):
     """Where the images are and how their pixels are normalized.
 
@@ -198,7 +205,7 @@ class DataSpec(Settings):
     replaced.
     """
 
-    path: Annotated[str, Field(min_length=1)] | Annotated[tuple[Part, ...], Field(min_length=1)] | None
+    path: PathOrParts | None
     split: Split | None
     mean: tuple[Probability, Probability, Probability]
     std: tuple[Positive, Positive, Positive]
@@ -216,11 +223,9 @@ class DataSpec(Settings):
             raise ValueError("range must be [low, high], low below high")
         return self
 
-    @model_validator(mode="after")
-    def _split_of_parts(self) -> DataSpec:
+    def contradictions(self) -> Contradictions:
         if isinstance(self.path, tuple) and self.split is not None:
-            raise ValueError("split must be null where path is a list; give each of its parts a split")
-        return self
+            yield ("", "split must be null where path is a list; give each of its parts a split")
 
 
 def told(path: str | tuple[Part, ...]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from belvedere.core.settings import Settings
+from belvedere.core.settings import Contradictions, Settings
 
 NonNegative = Annotated[float, Field(ge=0.0)]
 
@@ -55,13 +55,9 @@ class Clip(Settings):
         values: dict[str, Any] = written(self)
         return {name: value for name, value in values.items() if name != "later" or value is not None}
 
-    @model_validator(mode="after")
-    def _in_order(self) -> Clip:
+    def contradictions(self) -> Contradictions:
         if self.later is not None and self.later.from_epoch <= self.from_epoch:
-            raise ValueError(
-                f"later.from_epoch {self.later.from_epoch} is not after from_epoch {self.from_epoch}"
-            )
-        return self
+            yield ("", f"later.from_epoch {self.later.from_epoch} is not after from_epoch {self.from_epoch}")
 
     def at(self, epoch: int) -> Clip:
         """The clipping of this epoch."""

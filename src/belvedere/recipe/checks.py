@@ -186,18 +186,22 @@ _CHECKS: tuple[tuple[Callable[..., Findings], tuple[str, ...]], ...] = (
 )
 
 
-def check(sections: Mapping[str, Any]) -> list[Finding]:
+def check(sections: Mapping[str, Any], *, sound: bool = True) -> list[Finding]:
     """The findings of every check whose sections are all there: (path of the key to change, words).
 
     sections: of a recipe by name; and `method_name` and `roles`, the names of its views, which may be known
-    where the sections are not valid.
+    where the sections are not valid. sound: False where a section contradicts itself, so that a check may
+    not be able to work with it; what it found until then counts.
     """
-    return [
-        finding
-        for find, names in _CHECKS
-        if all(name in sections for name in names)
-        for finding in find(*(sections[name] for name in names))
-    ]
+    found: list[Finding] = []
+    for find, names in _CHECKS:
+        if all(name in sections for name in names):
+            try:
+                found.extend(find(*(sections[name] for name in names)))
+            except (ArithmeticError, LookupError, ValueError):
+                if sound:
+                    raise
+    return found
 
 
 def check_published(published: Published, keys: set[Path]) -> list[Finding]:

@@ -12,28 +12,38 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from belvedere.core.settings import Settings
+from belvedere.data.spec import ONE_PATH, PARTS
 from belvedere.methods.method import MethodOptions
 from belvedere.methods.pages import method_names, page
 from belvedere.recipe.schema import Recipe
 from belvedere.recipe.text import Path
 
+_LONGEST = 60  # letters of what was given that are repeated
+
 
 def dotted(path: Sequence[str]) -> str:
     """`views.focal.scale[0]` for ("views", "focal", "scale", "0")."""
-    return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path).removeprefix(".")
+    words = (part if len(part) <= _LONGEST else f"{part[: _LONGEST - 3]}..." for part in path)
+    return "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in words).removeprefix(".")
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """`; did you mean X?` for the closest allowed word, or nothing."""
+    word = closest(given, allowed)
+    return f"; did you mean {word}?" if word else ""
+
+
+def closest(given: str, allowed: Iterable[str]) -> str | None:
+    """The allowed word that is most like this one, if any is."""
     words = {word.lower(): word for word in allowed}
-    close = difflib.get_close_matches(given.lower(), words, n=1, cutoff=0.6)
-    return f"; did you mean {words[close[0]]}?" if close else ""
+    close = difflib.get_close_matches(given[:_LONGEST].lower(), words, n=1, cutoff=0.6)
+    return words[close[0]] if close else None
 
 
 def given(value: Any) -> str:
     """A value as a person would have written it, shortened."""
     if isinstance(value, str):
-        text = repr(value) if len(value) <= 60 else repr(value[:57] + "...")
+        text = repr(value) if len(value) <= _LONGEST else repr(value[: _LONGEST - 3] + "...")
         return f"the text {text}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -42,7 +52,8 @@ def given(value: Any) -> str:
     if isinstance(value, tuple):
         text = ", ".join(given(item).removeprefix("the text ") for item in value[:6])
         return f"the list [{text}{', ...' if len(value) > 6 else ''}]"
-    return f"{value}"
+    text = f"{value}"
+    return text if len(text) <= _LONGEST else f"{text[:20]}... ({len(text):,} digits)"
 
 
 def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
@@ -50,7 +61,7 @@ def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     limits = list(metadata)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        return allowed(arguments[0], [*limits, *_flat(arguments[1:])])
+        return allowed(arguments[0], [*limits, *flat_metadata(arguments[1:])])
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(str(item) for item in arguments)
     if origin in (Union, types.UnionType):
@@ -69,7 +80,8 @@ def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     return f"a section, each value {allowed(arguments[1])}" if origin is dict else "a section"
 
 
-def _flat(metadata: Iterable[Any]) -> list[Any]:
+def flat_metadata(metadata: Iterable[Any]) -> list[Any]:
+    """The limits that stand in an annotation, those inside of pydantic's fields too."""
     return [item for part in metadata for item in (part.metadata if isinstance(part, FieldInfo) else [part])]
 
 
@@ -104,6 +116,10 @@ def fields_at(path: Path, values: Mapping[str, Any]) -> dict[str, FieldInfo] | N
         elif typing.get_origin(model) is dict:
             inner = inner.get(part) if isinstance(inner, Mapping) else None
             model = _model(typing.get_args(model)[1], values, inner)
+        elif typing.get_origin(model) is tuple and part.isdecimal():
+            at = int(part)
+            inner = inner[at] if isinstance(inner, tuple) and at < len(inner) else None
+            model = _model(typing.get_args(model)[0], values, inner)
         else:
             return None
     return model.model_fields if isinstance(model, type) and issubclass(model, Settings) else None
@@ -111,6 +127,8 @@ def fields_at(path: Path, values: Mapping[str, Any]) -> dict[str, FieldInfo] | N
 
 def _model(annotation: Any, values: Mapping[str, Any], section: Any) -> Any:
     """The settings class or dict type that an annotation holds; of several, the one `section` names."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _model(typing.get_args(annotation)[0], values, section)
     if annotation is MethodOptions:
         section = values.get("method")
         name = section.get("name") if isinstance(section, Mapping) else None
@@ -120,10 +138,13 @@ def _model(annotation: Any, values: Mapping[str, Any], section: Any) -> Any:
         known: list[Any] = [part for part in found if part is not None]
         named = {name: part for part in known for name in _names_of(part)}
         name = section.get("name") if isinstance(section, Mapping) else None
-        return named.get(name, known[0] if known else None)
+        return named.get(name if isinstance(name, str) else None, known[0] if known else None)
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         return annotation
-    return annotation if typing.get_origin(annotation) is dict else None
+    origin = typing.get_origin(annotation)
+    if origin is tuple and _model(typing.get_args(annotation)[0], values, None) is None:
+        return None  # a list of plain values
+    return annotation if origin in (dict, tuple) else None
 
 
 def _names_of(model: Any) -> tuple[Any, ...]:
@@ -131,6 +152,13 @@ def _names_of(model: Any) -> tuple[Any, ...]:
     fields = model.model_fields if isinstance(model, type) and issubclass(model, Settings) else {}
     annotation: Any = fields["name"].annotation if "name" in fields else None
     return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+
+
+def section_names(key: str) -> list[str]:
+    """What `name` may be in the section `key` of a recipe, where it tells kinds of that section apart."""
+    field = Recipe.model_fields.get(key)
+    kinds = typing.get_args(field.annotation) if field is not None else ()
+    return [name for kind in kinds for name in _names_of(kind)]
 
 
 def allowed_at(path: Path, values: Mapping[str, Any]) -> str | None:
@@ -144,7 +172,7 @@ def allowed_at(path: Path, values: Mapping[str, Any]) -> str | None:
             field = fields[path[cut - 1]]
             if cut < len(path) and typing.get_origin(field.annotation) is dict:
                 return allowed(typing.get_args(field.annotation)[1])
-            return allowed(field.annotation, _flat(field.metadata))
+            return allowed(field.annotation, flat_metadata(field.metadata))
     return None
 
 
@@ -153,7 +181,7 @@ def _value_at(path: Path, values: Any) -> tuple[Path, Any]:
     for depth, part in enumerate(path):
         if isinstance(values, Mapping) and part in values:
             values = values[part]
-        elif isinstance(values, tuple) and part.isdigit() and int(part) < len(values):
+        elif isinstance(values, tuple) and part.isdecimal() and int(part) < len(values):
             values = values[int(part)]
         else:
             return path[:depth], values
@@ -166,6 +194,9 @@ def explain(error: ValidationError, values: Mapping[str, Any]) -> list[tuple[Pat
     for part in error.errors(include_url=False):
         full = _without_tags(tuple(str(step) for step in part["loc"]), values)
         path, value = _value_at(full, values)
+        is_list, least = isinstance(value, tuple), part.get("ctx", {}).get("min_length")
+        if part["type"] == "too_short" and is_list and len(value) >= least:
+            continue  # pydantic counts the items that are right, and tells of the others beside it
         if part["type"] == "missing" and isinstance(value, Mapping):
             found.setdefault(full, f"is missing; it must be {allowed_at(full, values)}")
         elif part["type"] == "extra_forbidden":
@@ -199,14 +230,18 @@ def _without_tags(path: Path, values: Mapping[str, Any]) -> Path:
     for part in path:
         if isinstance(section, Mapping) and part not in section and section.get("name") == part:
             continue
+        if not isinstance(section, Mapping) and part in (ONE_PATH, PARTS):
+            continue
         kept.append(part)
-        section = section.get(part) if isinstance(section, Mapping) else None
+        if isinstance(section, tuple):
+            section = section[int(part)] if part.isdecimal() and int(part) < len(section) else None
+        else:
+            section = section.get(part) if isinstance(section, Mapping) else None
     return tuple(kept)
 
 
 def _unknown_tag(path: Path, section: Any, is_given: bool) -> tuple[Path, str]:
-    annotation = Recipe.model_fields[path[0]].annotation
-    names = [name for part in typing.get_args(annotation) for name in _names_of(part)]
+    names = section_names(path[0])
     words = f"it must be one of {', '.join(names)}"
     if not is_given:
         return (*path, "name"), f"is missing; {words}"

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, cast
 
-from pydantic import TypeAdapter, ValidationError
-
 from belvedere.core.errors import RecipeError
-from belvedere.methods.pages import method_names
-from belvedere.recipe.checks import Finding, check, check_published, flat
-from belvedere.recipe.explain import did_you_mean, dotted, explain, given
+from belvedere.recipe.checks import Finding, flat
+from belvedere.recipe.explain import did_you_mean, dotted, given
+from belvedere.recipe.mistakes import validated
 from belvedere.recipe.schema import Recipe
 from belvedere.recipe.shipped import recipe_names, recipe_text
-from belvedere.recipe.text import Mistake, Path, Written, read, read_value, write
+from belvedere.recipe.text import MOST_CHARACTERS, Mistake, Path, Written, read, read_value, write
 
 
 def load_recipe(name_or_path: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
@@ -56,24 +56,60 @@ def read_recipe(text: str, *, label: str = "recipe.yaml") -> Recipe:
     return _finished(_Draft(read(text)), label)
 
 
+def read_recipe_file(file: FilePath) -> Recipe:
+    """The recipe that was saved with a run. Raises RecipeError for a file that is none, in any way."""
+    return read_recipe(_text(file), label=str(file))
+
+
 def _source(name_or_path: str | FilePath) -> tuple[str, str]:
     """(what to call it in messages, the text)."""
     name = str(name_or_path)
     if name in recipe_names() and isinstance(name_or_path, str):
         return f"{name}.yaml", recipe_text(name)
     file = FilePath(name_or_path)
-    if file.suffix not in (".yaml", ".yml") and not file.is_file():
-        words = f"there is no recipe {name!r}{did_you_mean(name, recipe_names())}\n"
+    if file.suffix not in (".yaml", ".yml") and not _exists(file):
+        told = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+        words = f"there is no recipe {told!r}{did_you_mean(name, recipe_names())}\n"
         words += f"  shipped recipes: {', '.join(recipe_names())}\n  or give the path of a .yaml file"
         raise RecipeError(words)
+    return name, _text(file)
+
+
+_LONGEST_NAME = 200
+
+
+def _exists(file: FilePath) -> bool:
     try:
-        return name, file.read_text(encoding="utf-8-sig")
+        return file.exists()
+    except (OSError, ValueError):  # a name that is too long, or one with a zero byte
+        return False
+
+
+def _text(file: FilePath) -> str:
+    """What stands in a recipe's file. Raises RecipeError."""
+    name = str(file) if len(str(file)) <= _LONGEST_NAME else f"{str(file)[: _LONGEST_NAME - 3]}..."
+    try:
+        kind = stat.S_IFMT(file.stat().st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a pipe that nobody writes to would be waited for
+            raise RecipeError(f"{name}: no regular file; save the recipe in one")
+        with file.open("rb") as opened:
+            data = opened.read(4 * MOST_CHARACTERS + 1)
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise RecipeError(f"{name}: cannot be read: {words}; give a recipe's name or a .yaml file") from error
+    if len(data) > 4 * MOST_CHARACTERS:
+        raise RecipeError(f"{name}: not a recipe: more than {4 * MOST_CHARACTERS:,} bytes")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise RecipeError(f"{name}: a text in UTF-16; save it in UTF-8")
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{name}: not a text file in UTF-8 ({error.reason} at byte {error.start})"
-        ) from error
-    except OSError as error:
-        raise RecipeError(f"{name}: cannot be read: {error.strerror or error}") from error
+        words = f"{name}: not a text file in UTF-8 ({error.reason} at byte {error.start}); save it in UTF-8"
+        raise RecipeError(words) from error
+
+
+def _quoted(text: str) -> str:
+    return given(text).removeprefix("the text ")
 
 
 @dataclass
@@ -97,7 +133,7 @@ class _Draft:
         key, equals, text = override.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(path):
-            self._mistake((), f"{override!r} is no override; write key.path=value")
+            self._mistake((), f"{_quoted(override)} is no override; write key.path=value")
             return
         before = [other for other in self.overridden if other[: len(path)] == path]
         if before:
@@ -106,13 +142,15 @@ class _Draft:
         try:
             value = read_value(text)
         except ValueError as error:
-            self._mistake(path, f"{text!r} cannot be read: {error}")
+            self._mistake(path, f"{_quoted(text)} cannot be read: {error}")
+            self.written.unread.append(path)
             return
         section = self._section(path)
         if section is None:
             return
         section[path[-1]] = value
         self.overridden.append(path)
+        self.written.unread[:] = [known for known in self.written.unread if known[: len(path)] != path]
         for line_path in [known for known in self.written.lines if known[: len(path)] == path]:
             del self.written.lines[line_path]
 
@@ -152,65 +190,11 @@ class _Draft:
 def _finished(draft: _Draft, label: str) -> Recipe:
     if draft.unreadable:
         raise RecipeError(_report(label, draft.mistakes))
-    recipe, findings = _validated(draft.written.values)
+    recipe, findings = validated(draft.written.values, unreadable=draft.written.unread)
     mistakes = draft.mistakes + [draft.located(finding) for finding in findings]
     if mistakes:
         raise RecipeError(_report(label, mistakes))
     return cast(Recipe, recipe)
-
-
-def _validated(values: dict[str, Any]) -> tuple[Recipe | None, list[Finding]]:
-    """The recipe if it is one, and everything that is wrong."""
-    recipe = None
-    findings: list[Finding] = []
-    try:
-        recipe = Recipe.model_validate(values)
-        sections = dict(recipe)
-    except ValidationError as error:
-        findings = explain(error, values)
-        sections = _sections(values, broken={path[0] for path, _ in findings})
-    checked = check(sections | _names(values))
-    unknown_roles = {path for path, _ in checked if len(path) == 2 and path[0] == "views"}
-    findings = [finding for finding in findings if finding[0][:2] not in unknown_roles] + checked
-    if sections.get("published") is not None:
-        findings += check_published(sections["published"], _key_paths(values))
-    return recipe, findings
-
-
-def _names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The names of method and views, which are known even where their sections are not valid."""
-    method, views = values.get("method"), values.get("views")
-    names: dict[str, Any] = {}
-    if isinstance(method, Mapping) and method.get("name") in method_names():
-        names["method_name"] = method["name"]
-    if isinstance(views, Mapping):
-        names["roles"] = tuple(views)
-    return names
-
-
-def _sections(values: Mapping[str, Any], broken: set[str]) -> dict[str, Any]:
-    """The valid sections of a recipe that as a whole is not."""
-    sections = {}
-    for name, info in Recipe.model_fields.items():
-        if name in broken:
-            continue
-        if name not in values:
-            sections[name] = info.get_default(call_default_factory=True)
-        elif name == "method":
-            sections[name] = Recipe.method_options(values[name])
-        else:
-            section = TypeAdapter[Any](cast(Any, info.annotation))
-            sections[name] = section.validate_python(values[name], strict=True)
-    return sections
-
-
-def _key_paths(values: Mapping[str, Any], path: Path = ()) -> set[Path]:
-    found = set()
-    for key, value in values.items():
-        found.add((*path, key))
-        if isinstance(value, Mapping):
-            found |= _key_paths(value, (*path, key))
-    return found
 
 
 def _report(label: str, mistakes: list[Mistake]) -> str:

@@ -11,6 +11,7 @@ from pydantic import (
     PrivateAttr,
     SerializeAsAny,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     create_model,
     field_validator,
     model_serializer,
@@ -25,6 +26,9 @@ from belvedere.nn.spec import BackboneSpec, FeatureSpec
 from belvedere.optim.spec import AnyOptimSpec
 
 Count = Annotated[int, Field(ge=1)]
+MOST_PER_PROCESS = 1024
+"""Loader workers or threads of one process: more than a machine has cores for."""
+MOST_OF_A_NAME = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
@@ -53,8 +57,8 @@ class RunSpec(Settings):
 
     dir: str | None = None
     device: Literal["cpu", "cuda"] | None = None
-    workers: Annotated[int, Field(ge=0)] = 2
-    threads: Count | None = None
+    workers: Annotated[int, Field(ge=0, le=MOST_PER_PROCESS)] = 2
+    threads: Annotated[int, Field(ge=1, le=MOST_PER_PROCESS)] | None = None
     micro_batch: Count | None = None
     compile: bool = False
     log_every_steps: Count = 10
@@ -147,19 +151,19 @@ class Recipe(Settings):
     def _is_a_path(cls, value: str) -> str:
         if not _NAME.fullmatch(value):
             raise ValueError(
-                f"{value!r} is not allowed; use letters, digits, `.`, `_` and `-`, parted by `/`"
+                f"{value[:60]!r} is not allowed; use letters, digits, `.`, `_` and `-`, separated by `/`"
             )
+        if len(value) > MOST_OF_A_NAME:  # a run is written to a folder of this name
+            raise ValueError(f"{len(value):,} characters are not allowed; use at most {MOST_OF_A_NAME}")
         return value
 
     @field_validator("method", mode="before")
     @classmethod
-    def _of_its_page(cls, value: Any) -> Any:
-        return cls.method_options(value) if isinstance(value, dict) else value
-
-    @staticmethod
-    def method_options(value: dict[str, Any]) -> MethodOptions:
+    def _of_its_page(cls, value: Any, info: ValidationInfo) -> Any:
         """`method:` validated by the `Options` of the page that its `name` names."""
+        if not isinstance(value, dict):
+            return value
         name = value.get("name")
         if name not in method_names():
             raise PydanticCustomError("method_name", "no method of this name")
-        return page(name).Options.model_validate(value)
+        return page(name).Options.model_validate(value, context=info.context)

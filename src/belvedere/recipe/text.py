@@ -8,15 +8,19 @@ tuples, because a recipe is frozen.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+from yaml.events import CollectionEndEvent, CollectionStartEvent, Event
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 Path = tuple[str, ...]
 
 _TAG = "tag:yaml.org,2002:"
+_KEY_TAGS = tuple(_TAG + name for name in ("str", "null", "bool", "int", "float"))
 _RULES = (
     ("null", re.compile(r"^(?:~|null|)$"), "~n\0"),
     ("bool", re.compile(r"^(?:true|false)$"), "tf"),
@@ -28,6 +32,9 @@ _RULES = (
     ),
 )
 _MOST_VALUES = 10_000  # a recipe has about a hundred; aliases of aliases could make a small file endless
+_MOST_DIGITS = 18  # more than any count, and what follows from a larger one leaves the range of floats
+_MOST_LEVELS = 32  # a recipe has five; what reads and checks them calls itself at every level
+MOST_CHARACTERS = 500_000  # a recipe has a few thousand, and longer texts take minutes to read
 
 
 class _Loader(yaml.SafeLoader):
@@ -71,20 +78,23 @@ class Mistake:
 
 @dataclass
 class Written:
-    """What a file says. values: nested dicts, tuples and scalars; lines: of every key path, from 1."""
+    """What a file says. values: nested dicts, tuples and scalars; lines: of every key path, from 1; unread:
+    keys with a value that could not be read, which stands in `mistakes`, and is None in `values`."""
 
     values: dict[str, Any]
     lines: dict[Path, int] = field(default_factory=dict)
     mistakes: list[Mistake] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
 
 
 def read(text: str) -> Written:
     """The values of one YAML document, whose top level must be keys; mistakes are collected, not raised."""
     written = Written({})
     try:
+        _check_size(text)
         root = yaml.compose(text, Loader=_Loader)
-    except RecursionError:
-        written.mistakes.append(Mistake(1, (), "not a recipe: nested too deeply"))
+    except _NoRecipeError as error:
+        written.mistakes.append(error.mistake)
         return written
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
@@ -100,8 +110,37 @@ def read(text: str) -> Written:
         )
         written.mistakes.append(Mistake(1, (), f"holds {found}; a recipe is `key: value` lines"))
         return written
-    written.values = _Reader(written).value(root, ())
+    try:
+        reader = _Reader(written)
+        if root.tag != _TAG + "map":
+            reader.mistake(root, (), f"tags ({_told_tag(root)}) are not allowed in a recipe")
+        written.values = reader.mapping(root, ())
+    except _NoRecipeError as error:
+        return Written({}, mistakes=[error.mistake])
     return written
+
+
+class _NoRecipeError(Exception):
+    """The text is larger than any recipe; whatever else is wrong in it does not matter."""
+
+    def __init__(self, line: int, path: Path, words: str) -> None:
+        super().__init__(words)
+        self.mistake = Mistake(line, path, words)
+
+
+def _check_size(text: str) -> None:
+    """Raises _NoRecipeError before anything calls itself for every level of nesting."""
+    if len(text) > MOST_CHARACTERS:
+        words = f"not a recipe: {len(text):,} characters, more than {MOST_CHARACTERS:,}"
+        raise _NoRecipeError(1, (), words)
+    level = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        level += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if level > _MOST_LEVELS:
+            raise _NoRecipeError(_line(event), (), _TOO_DEEP)
+
+
+_TOO_DEEP = f"not a recipe: nested more than {_MOST_LEVELS} levels deep"
 
 
 class _Reader:
@@ -114,24 +153,27 @@ class _Reader:
 
     def value(self, node: Node, path: Path) -> Any:
         self.count += 1
-        if node in self.open or self.count > _MOST_VALUES:
-            reason = "an alias that contains itself" if node in self.open else "too many values"
-            if self.count <= _MOST_VALUES + 1:
-                self.mistake(node, path, reason)
-            return None
+        if self.count > _MOST_VALUES:
+            raise _NoRecipeError(_line(node), path, f"more than {_MOST_VALUES:,} values, aliases counted")
+        if node in self.open:
+            return self.unread(node, path, "an alias that contains itself")
         if isinstance(node, ScalarNode):
             return self.scalar(node, path)
-        if not node.tag.startswith(_TAG) or node.tag[len(_TAG) :] not in ("map", "seq"):
-            self.mistake(node, path, f"tags ({node.tag}) are not allowed in a recipe")
-            return None
+        if node.tag not in (_TAG + "map", _TAG + "seq"):
+            return self.unread(node, path, f"tags ({_told_tag(node)}) are not allowed in a recipe")
+        if isinstance(node, MappingNode):
+            return self.mapping(node, path)
+        with self.opened(node, path):
+            return tuple(self.item(child, (*path, str(i))) for i, child in enumerate(node.value))
+
+    @contextmanager
+    def opened(self, node: Node, path: Path) -> Iterator[None]:
+        """While the values in a section or list are read."""
+        if len(self.open) >= _MOST_LEVELS:  # aliases may nest where the text does not
+            raise _NoRecipeError(_line(node), path[:3], _TOO_DEEP)
         self.open.append(node)
-        result = (
-            self.mapping(node, path)
-            if isinstance(node, MappingNode)
-            else tuple(self.item(child, (*path, str(i))) for i, child in enumerate(node.value))
-        )
+        yield
         self.open.pop()
-        return result
 
     def item(self, node: Node, path: Path) -> Any:
         self.written.lines[path] = node.start_mark.line + 1
@@ -140,19 +182,20 @@ class _Reader:
     def mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
         first_line: dict[str, int] = {}
-        for key_node, child in node.value:
-            line = key_node.start_mark.line + 1
-            if not isinstance(key_node, ScalarNode):
-                self.mistake(key_node, path, "a key must be a single word")
-                continue
-            key = key_node.value
-            if key in first_line:
-                words = f"given twice, in lines {first_line[key]} and {line}"
-                self.written.mistakes.append(Mistake(line, (*path, key), words))
-                continue
-            first_line[key] = line
-            self.written.lines[(*path, key)] = line
-            result[key] = self.value(child, (*path, key))
+        with self.opened(node, path):
+            for key_node, child in node.value:
+                line = _line(key_node)
+                if not isinstance(key_node, ScalarNode) or key_node.tag not in _KEY_TAGS:
+                    self.mistake(key_node, path, "a key must be a single word without a tag")
+                    continue
+                key = key_node.value
+                if key in first_line:
+                    words = f"given twice, in lines {first_line[key]} and {line}"
+                    self.written.mistakes.append(Mistake(line, (*path, key), words))
+                    continue
+                first_line[key] = line
+                self.written.lines[(*path, key)] = line
+                result[key] = self.value(child, (*path, key))
         return result
 
     def scalar(self, node: ScalarNode, path: Path) -> Any:
@@ -161,22 +204,52 @@ class _Reader:
             return node.value
         try:
             return _scalar(kind, node.value)
-        except (KeyError, ValueError):
-            self.mistake(node, path, f"{node.value!r} with the tag {node.tag} is not allowed in a recipe")
-            return None
+        except KeyError:
+            return self.unread(node, path, f"tags ({_told_tag(node)}) are not allowed in a recipe")
+        except ValueError as error:
+            return self.unread(
+                node, path, f"{_short(node.value)} is not allowed as {_told_tag(node)}: {error}"
+            )
 
     def mistake(self, node: Node, path: Path, words: str) -> None:
-        self.written.mistakes.append(Mistake(node.start_mark.line + 1, path, words))
+        self.written.mistakes.append(Mistake(_line(node), path, words))
+
+    def unread(self, node: Node, path: Path, words: str) -> None:
+        """A value that cannot be read: None stands for it."""
+        self.mistake(node, path, words)
+        self.written.unread.append(path)
+
+
+def _line(found: Node | Event) -> int:
+    return found.start_mark.line + 1 if found.start_mark else 1
+
+
+def _told_tag(node: Node) -> str:
+    """The tag as it is written."""
+    return _short(node.tag.replace(_TAG, "!!"), quoted=False)
+
+
+def _short(text: str, *, quoted: bool = True) -> str:
+    text = text if len(text) <= 40 else f"{text[:37]}..."
+    return repr(text) if quoted or not text.isprintable() else text
 
 
 def _scalar(kind: str, text: str) -> Any:
     if kind == "float":
         return float(text.replace(".inf", "inf").replace(".nan", "nan"))
     if kind == "int":
+        if len(text) > _MOST_DIGITS + 1 or abs(int(text)) >= 10**_MOST_DIGITS:
+            raise ValueError(f"a whole number has at most {_MOST_DIGITS} digits")
         return int(text)
     if kind == "bool":
-        return {"true": True, "false": False}[text]
-    return {"null": None}[kind]
+        if text not in ("true", "false"):
+            raise ValueError("neither true nor false")
+        return text == "true"
+    if kind != "null":
+        raise KeyError(kind)
+    if text not in ("~", "null", ""):
+        raise ValueError("not null")
+    return None
 
 
 def read_value(text: str) -> Any:

@@ -22,7 +22,7 @@ from belvedere.methods.method import Method
 from belvedere.methods.pages import page
 from belvedere.nn.build import build
 from belvedere.optim.groups import build_optimizer
-from belvedere.recipe.load import difference, dump, read_recipe, recipe_hash
+from belvedere.recipe.load import difference, dump, read_recipe_file, recipe_hash
 from belvedere.recipe.plan import Plan
 from belvedere.recipe.schema import Recipe
 
@@ -212,7 +212,7 @@ def settle_recipe(recipe: Recipe, directory: Path) -> None:
     """
     file = directory / RECIPE_NAME
     if file.exists():
-        changed = difference(read_recipe(file.read_text()), recipe)
+        changed = difference(read_recipe_file(file), recipe)
         if changed:
             lines = "\n    ".join(changed)
             raise CheckpointError(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from belvedere.core.settings import Settings
+from belvedere.core.settings import Contradictions, Settings
 from belvedere.nn.spec.count import Count, linear, mlp, norm, times
 from belvedere.nn.spec.refusals import no_class_token, norm_of_last_stage
-from belvedere.nn.spec.stages import PerStage, check_stages
+from belvedere.nn.spec.stages import PerStage, stage_contradictions
 
 
 class CvTSpec(Settings):
@@ -29,16 +29,15 @@ class CvTSpec(Settings):
     mlp_ratio: Annotated[float, Field(gt=0.0)]
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)]
 
-    @model_validator(mode="after")
-    def _fits(self) -> CvTSpec:
-        check_stages(self, "kernels", "strides", "paddings")
-        for kernel, padding in zip(self.kernels, self.paddings, strict=True):
+    def contradictions(self) -> Contradictions:
+        yield from stage_contradictions(self, "kernels", "strides", "paddings")
+        for kernel, padding in zip(self.kernels, self.paddings, strict=False):
             if 2 * padding >= kernel:
-                raise ValueError(
+                yield (
+                    "",
                     f"a padding of {padding} gives cells for which a kernel of {kernel} sees nothing; give "
-                    f"at most {(kernel - 1) // 2}"
+                    f"at most {(kernel - 1) // 2}",
                 )
-        return self
 
     @property
     def has_batch_norm(self) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
-
-from belvedere.core.settings import Settings
+from belvedere.core.settings import Contradictions, Settings
 from belvedere.nn.spec.count import Count
 
 
@@ -26,10 +24,8 @@ class FeatureSpec(Settings):
     crop_px: Count
     interpolation: Literal["bilinear", "bicubic"]
 
-    @model_validator(mode="after")
-    def _fits(self) -> FeatureSpec:
+    def contradictions(self) -> Contradictions:
         if self.crop_px > self.resize_px:
-            raise ValueError(f"crop_px {self.crop_px} is larger than resize_px {self.resize_px}")
+            yield ("", f"crop_px {self.crop_px} is larger than resize_px {self.resize_px}")
         if self.source == "pooled" and (self.blocks != 1 or self.norm != "none"):
-            raise ValueError("source pooled is one output; blocks must be 1 and norm none")
-        return self
+            yield ("", "source pooled is one output; blocks must be 1 and norm none")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from belvedere.core.settings import Settings
+from belvedere.core.settings import Contradictions, Settings
 from belvedere.nn.spec.count import Count, linear, norm
 
 
@@ -37,11 +37,9 @@ class MLPHeadSpec(Settings):
     out: Count
     batch_norm: bool
 
-    @model_validator(mode="after")
-    def _fits(self) -> MLPHeadSpec:
+    def contradictions(self) -> Contradictions:
         if self.hidden == 0 and self.batch_norm:
-            raise ValueError("batch_norm has no effect with hidden 0, one linear layer; set it to false")
-        return self
+            yield ("", "batch_norm has no effect with hidden 0, one linear layer; set it to false")
 
     num_layers: ClassVar[int] = 5
 
@@ -69,11 +67,9 @@ class ContrastiveHeadSpec(Settings):
     batch_norm: bool
     norm_before_predictor: bool
 
-    @model_validator(mode="after")
-    def _fits(self) -> ContrastiveHeadSpec:
+    def contradictions(self) -> Contradictions:
         if self.layers == 1 and self.batch_norm:
-            raise ValueError("batch_norm has no effect with one layer; set it to false")
-        return self
+            yield ("", "batch_norm has no effect with one layer; set it to false")
 
     @property
     def num_layers(self) -> int:
@@ -104,11 +100,9 @@ class WeightNormHeadSpec(Settings):
     batch_norm: bool
     norm_last_layer: bool
 
-    @model_validator(mode="after")
-    def _fits(self) -> WeightNormHeadSpec:
+    def contradictions(self) -> Contradictions:
         if self.layers == 1 and self.batch_norm:
-            raise ValueError("batch_norm has no effect with one layer; set it to false")
-        return self
+            yield ("", "batch_norm has no effect with one layer; set it to false")
 
     @property
     def num_layers(self) -> int:

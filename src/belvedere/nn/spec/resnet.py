@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
-
-from belvedere.core.settings import Settings
+from belvedere.core.settings import Contradictions, Settings
 from belvedere.nn.spec.count import Count, norm
 from belvedere.nn.spec.refusals import no_class_token
 
@@ -26,14 +24,13 @@ class ResNetSpec(Settings):
     width_per_group: Count
     stem: Literal["imagenet", "small"]
 
-    @model_validator(mode="after")
-    def _fits(self) -> ResNetSpec:
+    def contradictions(self) -> Contradictions:
         if self.block == "bottleneck" and self.inner_width(0) < 1:
-            raise ValueError(
+            yield (
+                "",
                 f"width_per_group {self.width_per_group} leaves a bottleneck of the first stage no channel "
-                f"(widen * width_per_group * width_per_group / 64); set it to at least 8"
+                f"(widen * width_per_group * width_per_group / 64); set it to at least 8",
             )
-        return self
 
     def planes(self, stage: int) -> int:
         """The planes of a stage (from 0); the first stage's are the stem's channels too."""

@@ -6,6 +6,7 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
+from belvedere.core.settings import Contradictions
 from belvedere.nn.spec.count import Count
 
 PerStage = Annotated[tuple[Count, ...], Field(min_length=1)]
@@ -21,13 +22,13 @@ class _Staged(Protocol):
     def heads(self) -> tuple[int, ...]: ...
 
 
-def check_stages(spec: _Staged, *more: str) -> None:
-    """Raises `ValueError` unless `widths`, `heads` and the keys in `more` have one entry for each stage of
-    `blocks`, and every stage's width is a multiple of its heads."""
+def stage_contradictions(spec: _Staged, *more: str) -> Contradictions:
+    """What `widths`, `heads` and the keys in `more` are without one entry for each stage of `blocks`, and
+    where a stage's width is no multiple of its heads, as `Settings.contradictions` tells it."""
     stages = len(spec.blocks)
     for key in ("widths", "heads", *more):
         if len(getattr(spec, key)) != stages:
-            raise ValueError(f"{key} has {len(getattr(spec, key))} entries for {stages} stages (blocks)")
-    for width, heads in zip(spec.widths, spec.heads, strict=True):
+            yield "", f"{key} has {len(getattr(spec, key))} entries for {stages} stages (blocks)"
+    for width, heads in zip(spec.widths, spec.heads, strict=False):
         if width % heads:
-            raise ValueError(f"a stage's width {width} is no multiple of its heads {heads}")
+            yield "", f"a stage's width {width} is no multiple of its heads {heads}"

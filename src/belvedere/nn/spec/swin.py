@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from belvedere.core.settings import Settings
+from belvedere.core.settings import Contradictions, Settings
 from belvedere.nn.spec.count import Count, linear, mlp, norm, times
 from belvedere.nn.spec.refusals import no_class_token, no_whole_patches, norm_of_last_stage
 from belvedere.nn.spec.stages import PerStage
@@ -29,25 +29,25 @@ class SwinSpec(Settings):
     image_px: Count
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)]
 
-    @model_validator(mode="after")
-    def _fits(self) -> SwinSpec:
+    def contradictions(self) -> Contradictions:
         if len(self.heads) != len(self.blocks):
-            raise ValueError(f"heads names {len(self.heads)} stages, blocks {len(self.blocks)}")
+            yield ("", f"heads names {len(self.heads)} stages, blocks {len(self.blocks)}")
         for stage, heads in enumerate(self.heads):
             if self.width(stage) % heads:
-                raise ValueError(
+                yield (
+                    "",
                     f"stage {stage} is {self.width(stage)} wide (embed_width {self.embed_width}, doubled "
-                    f"with every stage), which is no multiple of its {heads} heads"
+                    f"with every stage), which is no multiple of its {heads} heads",
                 )
         if self.image_px % self.patch_px:
-            raise ValueError(f"image_px {self.image_px} is no multiple of patch_px {self.patch_px}")
+            yield ("", f"image_px {self.image_px} is no multiple of patch_px {self.patch_px}")
         last = len(self.blocks) - 1
         if self.built_side(last) < 1:
-            raise ValueError(
+            yield (
+                "",
                 f"image_px {self.image_px} leaves no map after {last} halvings; set it to at least "
-                f"{self.patch_px << last}"
+                f"{self.patch_px << last}",
             )
-        return self
 
     def width(self, stage: int) -> int:
         """Columns of a token of a stage (from 0)."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from belvedere.core.settings import Settings
+from belvedere.core.settings import Contradictions, Settings
 from belvedere.nn.spec.count import Count, linear, mlp, norm, times
 from belvedere.nn.spec.refusals import no_whole_patches, norm_of_last_stage
-from belvedere.nn.spec.stages import PerStage, check_stages
+from belvedere.nn.spec.stages import PerStage, stage_contradictions
 
 
 class ViLSpec(Settings):
@@ -41,19 +41,18 @@ class ViLSpec(Settings):
     image_px: Count
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)]
 
-    @model_validator(mode="after")
-    def _fits(self) -> ViLSpec:
-        check_stages(self, "patches", "sparse", "class_token")
+    def contradictions(self) -> Contradictions:
+        yield from stage_contradictions(self, "patches", "sparse", "class_token")
         if self.class_token[-1]:
-            raise ValueError(
+            yield (
+                "",
                 "class_token of the last stage must be false: its cells alone make the feature, and what a "
-                "class token gathers there would be dropped"
+                "class token gathers there would be dropped",
             )
         if self.mode != 0 and not any(self.sparse):
-            raise ValueError(f"mode {self.mode} has no effect without a sparse stage; set it to 0")
+            yield ("", f"mode {self.mode} has no effect without a sparse stage; set it to 0")
         if words := self.refusal(self.image_px):
-            raise ValueError(f"image_px {self.image_px} {words}")
-        return self
+            yield ("", f"image_px {self.image_px} {words}")
 
     @property
     def has_batch_norm(self) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from belvedere.core.settings import Settings
+from belvedere.core.settings import Contradictions, Settings
 from belvedere.nn.spec.count import Count, linear, mlp, norm, times
-
 
 CONV_WIDTHS = (48, 96, 192, 384)
 """Channels of the conv stem of the published vitc_4gf and deit_small_convstem."""
@@ -38,15 +37,13 @@ class ViTSpec(Settings):
         unused = [name for name in ("position_margin",) if values.get(name) == 0.0]
         return {name: value for name, value in values.items() if name not in unused}
 
-    @model_validator(mode="after")
-    def _fits(self) -> ViTSpec:
+    def contradictions(self) -> Contradictions:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+            yield ("", f"width {self.width} is no multiple of heads {self.heads}")
         if self.image_px % self.patch_px:
-            raise ValueError(f"image_px {self.image_px} is no multiple of patch_px {self.patch_px}")
+            yield ("", f"image_px {self.image_px} is no multiple of patch_px {self.patch_px}")
         if self.stem == "conv" and self.patch_px != 16:
-            raise ValueError("stem conv has patches of 16 px; set patch_px to 16")
-        return self
+            yield ("", "stem conv has patches of 16 px; set patch_px to 16")
 
     @property
     def has_batch_norm(self) -> bool:
