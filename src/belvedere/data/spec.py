@@ -217,13 +217,9 @@ class DataSpec(Settings):
         values: dict[str, Any] = written(self)
         return {name: value for name, value in values.items() if name != "range" or value is not None}
 
-    @model_validator(mode="after")
-    def _range_ordered(self) -> DataSpec:
-        if self.range is not None and self.range[0] >= self.range[1]:
-            raise ValueError("range must be [low, high], low below high")
-        return self
-
     def contradictions(self) -> Contradictions:
+        if self.range is not None and self.range[0] >= self.range[1]:
+            yield ("", "range must be [low, high], low below high")
         if isinstance(self.path, tuple) and self.split is not None:
             yield ("", "split must be null where path is a list; give each of its parts a split")
 

@@ -194,7 +194,7 @@ def explain(error: ValidationError, values: Mapping[str, Any]) -> list[tuple[Pat
     for part in error.errors(include_url=False):
         full = _without_tags(tuple(str(step) for step in part["loc"]), values)
         path, value = _value_at(full, values)
-        is_list, least = isinstance(value, tuple), part.get("ctx", {}).get("min_length")
+        is_list, least = isinstance(value, tuple), part.get("ctx", {}).get("min_length", 0)
         if part["type"] == "too_short" and is_list and len(value) >= least:
             continue  # pydantic counts the items that are right, and tells of the others beside it
         if part["type"] == "missing" and isinstance(value, Mapping):
