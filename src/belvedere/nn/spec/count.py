@@ -14,7 +14,7 @@ from pydantic import Field
 Count = Annotated[int, Field(ge=1)]
 
 MODULE_BYTES = 4000
-"""What Python keeps of one layer with its parameters, beside their values (measured, torch 2.11: 3 to 5 kB)."""
+"""What Python keeps of one layer, beside the values of its parameters (measured: 3 to 5 kB)."""
 
 
 def times(width: int, ratio: float) -> int:

@@ -133,8 +133,8 @@ class ViLSpec(Settings):
         return total + norm(channels)
 
     def num_constants(self, px: int) -> int:
-        """Numbers of 4 bytes that do not follow from parameters, for images of `px`: which entry of a table is
-        between two cells (8 bytes), and where all cells see each other the biases [h, N, N] themselves."""
+        """Numbers of 4 bytes that do not follow from parameters, for images of `px`: which entry of a table
+        is between two cells (8 bytes), and where all cells see each other the biases [h, N, N] themselves."""
         total = 0
         for stage, side in enumerate(self.sides(px)):
             if self.sparse[stage]:
