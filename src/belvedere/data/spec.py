@@ -108,7 +108,7 @@ class ViewSpec(Settings):
     """
 
     count: Annotated[int, Field(ge=1)]
-    px: Annotated[int, Field(ge=1)]
+    px: Annotated[int, Field(ge=1, le=10**12)]
     scale: tuple[Positive, Positive]
     aspect: tuple[Positive, Positive]
     interpolation: Interpolation

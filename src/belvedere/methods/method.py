@@ -41,6 +41,7 @@ from belvedere.data.batch import Batch
 from belvedere.data.spec import ViewSpec
 from belvedere.engine.health import Health
 from belvedere.engine.remedy import STEADIER, Remedy
+from belvedere.nn.spec import BackboneSpec
 
 Encoded = dict[str, Tensor]
 """Backbone features by role, each view-major with the rows second: [V, B, ...]."""
@@ -85,6 +86,22 @@ class Extent:
     @property
     def total_steps(self) -> int:
         return self.epochs * self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Held:
+    """How many numbers one process holds of a part of a method. key: where a recipe says how large it is.
+
+    trained: parameters that are; teacher: those of the teacher; own_bytes: of what each process has to
+    itself; shared_bytes: of all else that is no network, which processes hold alike; layers: how many.
+    """
+
+    key: str
+    trained: int = 0
+    teacher: int = 0
+    own_bytes: int = 0
+    shared_bytes: int = 0
+    layers: int = 1
 
 
 @dataclass
@@ -205,6 +222,18 @@ class MethodOptions(Settings):
     def num_seen(self, role: str, patches: int) -> int:
         """How many of the patches of a view of this role the student sees."""
         return patches
+
+    def held(self, backbone: BackboneSpec, extent: Extent) -> list[Held]:
+        """What the method holds, worked out before it is built. A method that does not say more is known by
+        its backbone alone."""
+        return [Held("backbone", trained=backbone.num_parameters, layers=backbone.num_layers)]
+
+    def loss_values(self, backbone: BackboneSpec, views: Mapping[str, tuple[int, int]]) -> int:
+        """Values of an image that heads and loss hold at their peak, of the whole batch at once.
+
+        views: {role: (how many, patches of one)}.
+        """
+        return 4 * backbone.out_width * sum(count for count, _ in views.values())
 
     def misfits(self, extent: Extent) -> list[tuple[str, str]]:
         """What this run cannot have, as (dotted key to change, words)."""

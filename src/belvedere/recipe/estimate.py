@@ -1,17 +1,23 @@
-"""What a run needs before it starts: memory of one process, and disk.
+"""What a run needs before it starts: memory of one process, and disk. Nothing is built to find out.
 
-Parameters, gradients, moments and checkpoints are exact counts. Activations are an estimate: what a backbone
-keeps for its backward pass (and, in bf16, autocast's copies of the parameters), without the allocator's own
-waste, the projection head and a compiler's savings.
+Parameters, gradients, moments and checkpoints are exact counts. The rest is an estimate: what a backbone
+keeps for its backward pass (and, in bf16, autocast's copies of the parameters), the batches that are there at
+once, features, heads and loss of the whole batch, and what the process takes for itself. A compiler's savings
+and an allocator's waste are left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from belvedere.core.files import readable_size
+from belvedere.data.room import AHEAD
+from belvedere.methods.method import Held
 from belvedere.methods.pages import page
 from belvedere.nn.spec import ViTSpec
+from belvedere.nn.spec.count import MODULE_BYTES
 from belvedere.optim.spec import OptimSpec
 from belvedere.recipe.plan import Plan
 from belvedere.recipe.schema import Recipe
@@ -20,14 +26,19 @@ _WIDTHS = 8
 """Values kept per token and block, in widths: the block's input, its two normed inputs, queries, keys and
 values, the attention's output, the input of the second half; the MLP's hidden layer is kept twice (before and
 after its activation) and counted apart."""
+_PROCESS_BYTES = {"cpu": 860 << 20, "cuda": 600 << 20}
+"""Libraries on a CPU; what CUDA takes of a device's memory for a process."""
 _LAST_WIDTHS = 4
 """The last block computes the class token alone: its input, the normed input, keys and values."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. All but `activations` are exact counts. own_state: buffers beside the networks (a queue, a
-    bank); disk is what all checkpoints of a whole run take."""
+    """Bytes. Exact counts, but for `activations`, `views`, `loss` and `process`. own_state: buffers beside
+    the networks (a queue, a bank); views: the batches that are there at once; loss: features, heads and loss
+    of a process's whole batch; process: libraries, and what Python keeps of layers; disk is what all
+    checkpoints of a whole run take. apart: whether the loss is done with before activations are kept, as it
+    is with micro-batches."""
 
     parameters: int
     gradients: int
@@ -39,12 +50,26 @@ class Estimate:
     checkpoint: int
     checkpoints: int
     backbone: int
+    views: int = 0
+    loss: int = 0
+    process: int = 0
+    apart: bool = False
+
+    @property
+    def held(self) -> int:
+        """What a process holds from its first step to its last, whatever the batch."""
+        return self.parameters + self.gradients + self.moments + self.teacher + self.own_state
+
+    @property
+    def estimated(self) -> int:
+        """What comes to it at the peak of a step."""
+        peak = max(self.loss, self.activations) if self.apart else self.loss + self.activations
+        return self.views + self.process + peak
 
     @property
     def memory(self) -> int:
         """What one process holds at the peak of a step."""
-        held = self.parameters + self.gradients + self.moments + self.teacher + self.own_state
-        return held + self.activations
+        return self.held + self.estimated
 
     @property
     def disk(self) -> int:
@@ -59,8 +84,11 @@ class Estimate:
             (self.moments_name, readable_size(self.moments)),
             *([("teacher", readable_size(self.teacher))] if self.teacher else []),
             *([("queue or bank", readable_size(self.own_state))] if self.own_state else []),
+            ("batches of views", f"about {readable_size(self.views)}"),
             ("activations (an estimate)", f"about {readable_size(self.activations)}"),
-            ("memory per process", f"about {readable_size(self.memory)}"),
+            ("heads and loss", f"about {readable_size(self.loss)}"),
+            ("the process itself", f"about {readable_size(self.process)}"),
+            ("memory per process", f"about {readable_size(self.memory)} (an estimate)"),
             ("one checkpoint", readable_size(self.checkpoint)),
             ("disk", f"{readable_size(self.disk)} for {self.checkpoints} checkpoints and the backbone"),
         ]
@@ -70,20 +98,27 @@ def estimate(
     recipe: Recipe,
     plan: Plan,
     *,
-    trained: int,
-    teacher: int,
-    backbone: int,
-    own_bytes: int = 0,
-    shared_bytes: int = 0,
+    trained: int | None = None,
+    teacher: int | None = None,
+    backbone: int | None = None,
+    own_bytes: int | None = None,
+    shared_bytes: int | None = None,
 ) -> Estimate:
-    """The needs of a run. trained, teacher, backbone: how many parameters the optimizer updates, the teacher
-    has and one backbone has; own_bytes: state that each process has to itself; shared_bytes: other buffers,
-    which all processes hold alike and a checkpoint once."""
-    size = 8 if plan.precision == "float64" else 4
+    """The needs of a run, by its description.
+
+    Counts of a method that is built stand in for those of the description: trained, teacher, backbone: how
+    many parameters the optimizer updates, the teacher has and one backbone has; own_bytes: state that each
+    process has to itself; shared_bytes: other buffers, which all processes hold alike and a checkpoint once.
+    """
+    held = recipe.method.held(recipe.backbone, plan.extent)
+    size = value_bytes(plan.precision)
+    trained = _sum(held, "trained") if trained is None else trained
+    teacher = _sum(held, "teacher") if teacher is None else teacher
+    backbone = recipe.backbone.num_parameters if backbone is None else backbone
+    own_bytes = _sum(held, "own_bytes") * size // 4 if own_bytes is None else own_bytes
+    shared_bytes = _sum(held, "shared_bytes") * size // 4 if shared_bytes is None else shared_bytes
     milestones = recipe.train.epochs // recipe.run.milestone_epochs if recipe.run.milestone_epochs else 0
-    optim = recipe.optim
-    of_one = (1, f"{optim.name.upper()} momentum")
-    moments, name = (2, "AdamW moments") if isinstance(optim, OptimSpec) else of_one
+    moments, name = num_moments(recipe)
     return Estimate(
         parameters=trained * size,
         gradients=trained * size,
@@ -95,7 +130,59 @@ def estimate(
         checkpoint=((1 + moments) * trained + teacher) * size + own_bytes * plan.world_size + shared_bytes,
         checkpoints=recipe.run.keep_last + 1 + milestones,
         backbone=backbone * size,
+        views=_views(recipe, plan),
+        loss=_loss(recipe, plan),
+        process=_PROCESS_BYTES[plan.device] + _sum(held, "layers") * MODULE_BYTES + _constants(recipe),
+        apart=plan.micro_batches > 1,
     )
+
+
+def value_bytes(precision: str) -> int:
+    """Bytes of a parameter."""
+    return 8 if precision == "float64" else 4
+
+
+def num_moments(recipe: Recipe) -> tuple[int, str]:
+    """How many values the optimizer keeps of a parameter, and what they are called."""
+    optim = recipe.optim
+    return (2, "AdamW moments") if isinstance(optim, OptimSpec) else (1, f"{optim.name.upper()} momentum")
+
+
+def with_micro_batch(recipe: Recipe, plan: Plan, micro_batch: int) -> Estimate:
+    """The needs of the same run with so many rows encoded at a time."""
+    parts = -(-plan.batch // micro_batch)
+    return estimate(recipe, dataclasses.replace(plan, micro_batch=micro_batch, micro_batches=parts))
+
+
+def _sum(held: Sequence[Held], name: str) -> int:
+    return sum(getattr(part, name) for part in held)
+
+
+def view_bytes(recipe: Recipe, plan: Plan) -> int:
+    """Bytes of the views of one image, ready for the networks."""
+    return sum(3 * view.count * view.px**2 for view in recipe.views.values()) * value_bytes(plan.precision)
+
+
+def _views(recipe: Recipe, plan: Plan) -> int:
+    """On a CPU those prepared ahead, the one in use and those being made; on a device those in use."""
+    workers = recipe.run.workers
+    copies = 2 if plan.device != "cpu" else (AHEAD + 1) * max(1, workers) + 1
+    return min(copies, plan.total_steps) * plan.batch * view_bytes(recipe, plan)
+
+
+def _loss(recipe: Recipe, plan: Plan) -> int:
+    backbone, build = recipe.backbone, page(recipe.method.name).build
+    sizes = {
+        role: (view.count, backbone.num_patches(view.px))
+        for role, view in recipe.views.items()
+        if role in build.roles
+    }
+    return plan.batch * recipe.method.loss_values(backbone, sizes) * value_bytes(plan.precision)
+
+
+def _constants(recipe: Recipe) -> int:
+    sizes = {view.px for view in recipe.views.values()}
+    return 4 * sum(recipe.backbone.num_constants(px) for px in sizes)
 
 
 def _activations(recipe: Recipe, plan: Plan) -> int:

@@ -38,7 +38,7 @@ class TrainSpec(Settings):
     at least float32. batch_norm_group: how many processes share BatchNorm's statistics (null: all of them;
     1: each has its own)."""
 
-    epochs: Count
+    epochs: Annotated[int, Field(ge=1, le=10**9)]
     global_batch: Count
     precision: Literal["bf16", "float32", "float64"]
     batch_norm_group: Count | None = None

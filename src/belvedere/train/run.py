@@ -23,6 +23,7 @@ from belvedere.engine.watch import Watch
 from belvedere.methods.method import Clock
 from belvedere.recipe.plan import plan as make_plan
 from belvedere.recipe.plan import run_dir
+from belvedere.recipe.room import memory_here, refuse_too_large
 from belvedere.recipe.schema import Recipe
 from belvedere.train.dataset_pass import StoppedInPassError, epoch_batches
 from belvedere.train.export import export_backbone
@@ -86,6 +87,10 @@ def open_session(recipe: Recipe, device: torch.device) -> Session:
     source, gone = as_begun(source, run_dir(recipe))
     report = check_sample(source, seed=recipe.seed)
     plan = make_plan(recipe, num_images=len(source), world_size=dist.world_size(), device=device.type)
+    elsewhere = recipe.run.device == "cuda" and device.type == "cpu"
+    notes += agree(
+        lambda: refuse_too_large(recipe, plan, memory_here(device.type), elsewhere=elsewhere), only_main=False
+    )[dist.rank()]
     session = Session.start(recipe, plan, source, report, device)
     skipped = getattr(source, "skipped", ())
     if skipped:

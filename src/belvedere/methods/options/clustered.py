@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from belvedere.engine.remedy import Remedy
-from belvedere.methods.method import Extent, MethodOptions
+from belvedere.methods.method import Extent, Held, MethodOptions
 from belvedere.methods.options.assigned import Assign, assign_mistakes, frozen_for_good
 from belvedere.methods.options.ranges import Count, Positive, Prototypes, Steps
 from belvedere.methods.remedies.clustered import against_collapse, against_unbalanced
-from belvedere.nn.spec import MLPHeadSpec
+from belvedere.nn.spec import BackboneSpec, MLPHeadSpec
 
 
 class ClusteredOptions(MethodOptions):
@@ -42,6 +42,31 @@ class ClusteredOptions(MethodOptions):
         words = f"{most} prototypes cannot be shared out among the {rows} images of an epoch; set each to "
         return [("method.prototypes", words + f"at most {rows}, or give more images")]
 
+    def _held(
+        self, head: MLPHeadSpec, backbone: BackboneSpec, extent: Extent, *, trained: bool
+    ) -> list[Held]:
+        """What both methods hold. trained: whether prototypes are."""
+        rows, prototypes = extent.steps_per_epoch * extent.batch, sum(self.prototypes) * head.out
+        labels = 4 * len(self.prototypes) * extent.images
+        bank = 4 * len(self.assign) * rows * head.out + 8 * rows
+        return [
+            Held("backbone", backbone.num_parameters, layers=backbone.num_layers),
+            Held("method.head", head.num_parameters(backbone.out_width), layers=head.num_layers),
+            Held(
+                "method.prototypes",
+                prototypes if trained else 0,
+                shared_bytes=0 if trained else 4 * prototypes,
+            ),
+            Held("method.head.out", own_bytes=bank, shared_bytes=labels),
+        ]
+
+    def _loss_values(
+        self, head: MLPHeadSpec, backbone: BackboneSpec, views: Mapping[str, tuple[int, int]]
+    ) -> int:
+        """Of each head's predictions there are scores, log-probabilities and their gradient."""
+        rows = sum(count for count, _ in views.values())
+        return rows * (head.kept_values(backbone.out_width) + 4 * sum(self.prototypes))
+
 
 class DeepClusterOptions(ClusteredOptions):
     """prototypes: clusters of each head. kmeans_iterations: how often centroids move."""
@@ -49,6 +74,12 @@ class DeepClusterOptions(ClusteredOptions):
     name: Literal["deepcluster"]
     kmeans_iterations: Count
     head: MLPHeadSpec
+
+    def held(self, backbone: BackboneSpec, extent: Extent) -> list[Held]:
+        return self._held(self.head, backbone, extent, trained=False)
+
+    def loss_values(self, backbone: BackboneSpec, views: Mapping[str, tuple[int, int]]) -> int:
+        return self._loss_values(self.head, backbone, views)
 
     def remedies(self, extent: Extent) -> Sequence[Remedy]:
         return against_collapse(extent, prototypes=self.prototypes)
@@ -89,6 +120,21 @@ class SeLaOptions(ClusteredOptions):
                 "all of it learns the assignments of an untrained network; give a smaller one"
             )
         return found
+
+    def held(self, backbone: BackboneSpec, extent: Extent) -> list[Held]:
+        """With soft targets also the bank and the prototypes of the last assignment."""
+        found = self._held(self.head, backbone, extent, trained=True)
+        if self.targets == "hard":
+            return found
+        *networks, bank = found
+        rows, most = extent.steps_per_epoch * extent.batch, max(self.prototypes)
+        snapshot = 4 * len(self.assign) * rows * self.head.out + 4 * extent.images
+        then = 4 * (sum(self.prototypes) * self.head.out + len(self.prototypes) * most)
+        return [*networks, Held(bank.key, own_bytes=bank.own_bytes + snapshot, shared_bytes=then)]
+
+    def loss_values(self, backbone: BackboneSpec, views: Mapping[str, tuple[int, int]]) -> int:
+        soft = sum(self.prototypes) * sum(count for count, _ in views.values())
+        return self._loss_values(self.head, backbone, views) + (soft if self.targets == "soft" else 0)
 
     def remedies(self, extent: Extent) -> Sequence[Remedy]:
         frozen_steps = self.freeze_prototypes_steps

@@ -7,12 +7,15 @@ from typing import ClassVar, Literal
 
 from belvedere.core.settings import Settings
 from belvedere.engine.remedy import Remedy
-from belvedere.methods.method import Extent, MethodOptions
+from belvedere.methods.method import Extent, Held, MethodOptions
 from belvedere.methods.options.centered import TeacherTemperature
 from belvedere.methods.options.ranges import Count, Epochs, Positive, Share
 from belvedere.methods.remedies.centered import of_crops_and_regions
-from belvedere.nn.spec import WeightNormHeadSpec
+from belvedere.nn.spec import BackboneSpec, WeightNormHeadSpec
 from belvedere.optim.spec import Range
+
+_TARGETS = 5
+"""Tables [images, prototypes] of a large crop: the teacher's logits and targets, what the watch is told."""
 
 
 class Mixup(Settings):
@@ -83,6 +86,30 @@ class Options(MethodOptions):
             return []
         words = f"method.freeze_last_layer_epochs: {frozen} of {extent.epochs} epochs: the heads' last "
         return [words + "layers never learn; the published number is 1 of 300"]
+
+    def held(self, backbone: BackboneSpec, extent: Extent) -> list[Held]:
+        network, width, tasks = backbone.num_parameters, backbone.out_width, 1 + self.region
+        trained, whole = self.head.num_trained(width), self.head.num_parameters(width)
+        centers = 4 * tasks * self.head.out + 4 * tasks * (whole - trained)
+        return [
+            Held("backbone", network, network, layers=2 * backbone.num_layers),
+            Held(
+                "method.head",
+                tasks * trained,
+                tasks * whole,
+                shared_bytes=centers,
+                layers=2 * tasks * self.head.num_layers,
+            ),
+        ]
+
+    def loss_values(self, backbone: BackboneSpec, views: Mapping[str, tuple[int, int]]) -> int:
+        """Rows of crops and, for regions, of all cells; the targets of two crops; logits are in chunks."""
+        width, rows = backbone.out_width, sum(count for count, _ in views.values())
+        regions = sum(count * cells for count, cells in views.values()) if self.region else 0
+        large = sum(views[role][1] * views[role][0] for role in ("global", "global_2") if role in views)
+        of_teacher = large * (width + 2 * self.head.bottleneck) if self.region else 0
+        each = self.head.kept_values(width) + 3 * width
+        return (rows + regions) * each + of_teacher + 2 * _TARGETS * self.head.out
 
     def remedies(self, extent: Extent) -> Sequence[Remedy]:
         return of_crops_and_regions(extent)

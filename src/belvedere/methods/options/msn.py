@@ -8,11 +8,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from belvedere.engine.remedy import Remedy
-from belvedere.methods.method import Extent, MethodOptions
+from belvedere.methods.method import Extent, Held, MethodOptions
 from belvedere.methods.options.ranges import Positive, Prototypes, Weight
 from belvedere.methods.remedies.msn import against_collapse
-from belvedere.nn.spec import HeadSpec
+from belvedere.nn.spec import BackboneSpec, HeadSpec
 from belvedere.optim.spec import Range
+
+_PREDICTIONS = 6
+"""Tables [rows, prototypes] at the loss's peak: scores, (log-)probabilities, targets, products."""
 
 
 class Options(MethodOptions):
@@ -49,6 +52,18 @@ class Options(MethodOptions):
             words = f"{self.patch_drop:g} leaves nothing of an anchor's {patches} patches"
             found.append(("method.patch_drop", words))
         return found
+
+    def held(self, backbone: BackboneSpec, extent: Extent) -> list[Held]:
+        network, head = backbone.num_parameters, self.head.num_parameters(backbone.out_width)
+        return [
+            Held("backbone", network, network, layers=2 * backbone.num_layers),
+            Held("method.head", head, head, layers=2 * self.head.num_layers),
+            Held("method.prototypes", self.prototypes * self.head.out),
+        ]
+
+    def loss_values(self, backbone: BackboneSpec, views: Mapping[str, tuple[int, int]]) -> int:
+        rows = sum(count for role, (count, _) in views.items() if role != "target")
+        return rows * (self.head.kept_values(backbone.out_width) + _PREDICTIONS * self.prototypes)
 
     def remedies(self, extent: Extent) -> Sequence[Remedy]:
         return against_collapse(extent)

@@ -8,12 +8,15 @@ from typing import ClassVar, Literal
 from belvedere.core.settings import Settings
 from belvedere.data.spec import ViewSpec
 from belvedere.engine.remedy import Remedy
-from belvedere.methods.method import Extent, MethodOptions
+from belvedere.methods.method import Extent, Held, MethodOptions
 from belvedere.methods.options.centered import TeacherTemperature
 from belvedere.methods.options.ranges import Count, Epochs, Positive, Share, Weight
 from belvedere.methods.remedies.centered import of_granularities
-from belvedere.nn.spec import ContrastiveHeadSpec, WeightNormHeadSpec
+from belvedere.nn.spec import BackboneSpec, ContrastiveHeadSpec, ViTSpec, WeightNormHeadSpec
 from belvedere.optim.spec import Range
+
+_TARGETS = 5
+"""Tables [images, prototypes] of a large view: the teacher's logits and targets, what the watch is told."""
 
 
 class Instance(Settings):
@@ -145,6 +148,45 @@ class Options(MethodOptions):
             return []
         words = f"method.group.freeze_last_layer_epochs: {frozen} of {extent.epochs} epochs: the head's last "
         return [words + "layer never learns; the published number is 1 of 100"]
+
+    def held(self, backbone: BackboneSpec, extent: Extent) -> list[Held]:
+        network, width = backbone.num_parameters, backbone.out_width
+        found = [Held("backbone", network, network, layers=2 * backbone.num_layers)]
+        for name, part in (("instance", self.instance), ("local_group", self.local_group)):
+            if not part.weight:
+                continue
+            student, teacher = (part.head.num_parameters(width, predictor=own) for own in (True, False))
+            layers = 2 * part.head.num_layers
+            found.append(Held(f"method.{name}.head", student, teacher, layers=layers))
+            queue = 4 * part.queue * part.head.out + 8
+            found.append(Held(f"method.{name}.queue", shared_bytes=queue))
+        if self.local_group.weight:
+            block = backbone.block_parameters if isinstance(backbone, ViTSpec) else 0
+            found.append(Held("backbone", block, block, layers=20))
+            memory = 2 * (2 * 4 * self.local_group.memory * width + 8)
+            found.append(Held("method.local_group.memory", shared_bytes=memory))
+        if self.group.weight:
+            head = self.group.head
+            trained, whole = head.num_trained(width), head.num_parameters(width)
+            rest = 4 * (head.out + whole - trained)
+            found.append(
+                Held("method.group.head", trained, whole, shared_bytes=rest, layers=2 * head.num_layers)
+            )
+        return found
+
+    def loss_values(self, backbone: BackboneSpec, views: Mapping[str, tuple[int, int]]) -> int:
+        """Of every student's view its features and heads; of local groups the neighbours' tokens, keys and
+        values; of groups the targets of two views. Logits are in chunks."""
+        width = backbone.out_width
+        rows = sum(count for role, (count, _) in views.items() if not role.startswith("target"))
+        each, local = 6 * width, self.local_group
+        if self.instance.weight:
+            each += self.instance.head.kept_values(width)
+        if local.weight:
+            each += local.head.kept_values(width) + 5 * width * (1 + local.neighbours)
+        if self.group.weight:
+            each += self.group.head.kept_values(width)
+        return rows * each + (2 * _TARGETS * self.group.head.out if self.group.weight else 0)
 
     def remedies(self, extent: Extent) -> Sequence[Remedy]:
         return of_granularities(extent, wanted=self.weights)

@@ -7,11 +7,11 @@ from typing import Literal
 
 from belvedere.core.settings import Settings
 from belvedere.engine.remedy import Remedy
-from belvedere.methods.method import Extent, MethodOptions
+from belvedere.methods.method import Extent, Held, MethodOptions
 from belvedere.methods.options.assigned import Assign, assign_mistakes, frozen_for_good
 from belvedere.methods.options.ranges import Count, Epochs, Positive, Prototypes, Steps
 from belvedere.methods.remedies.swav import against_collapse
-from belvedere.nn.spec import MLPHeadSpec
+from belvedere.nn.spec import BackboneSpec, MLPHeadSpec
 
 
 class Queue(Settings):
@@ -100,6 +100,24 @@ class Options(MethodOptions):
                 "fewer prototypes, a larger train.global_batch or a longer method.queue"
             )
         return found + frozen_for_good(self.freeze_prototypes_steps, extent, number="the published number")
+
+    def held(self, backbone: BackboneSpec, extent: Extent) -> list[Held]:
+        found = [
+            Held("backbone", backbone.num_parameters, layers=backbone.num_layers),
+            Held("method.head", self.head.num_parameters(backbone.out_width), layers=self.head.num_layers),
+            Held("method.prototypes", self.prototypes * self.head.out),
+        ]
+        if self.queue is not None:
+            rows = self.queue.kept(extent.global_batch) // extent.world_size
+            found.append(Held("method.queue.length", own_bytes=len(self.assign) * rows * 4 * self.head.out))
+        return found
+
+    def loss_values(self, backbone: BackboneSpec, views: Mapping[str, tuple[int, int]]) -> int:
+        """Of predictions there are scores, log-probabilities, one more of each view for each that is
+        assigned, and the gradients of these."""
+        rows = sum(count for count, _ in views.values())
+        tables = (4 + len(self.assign)) * rows
+        return rows * self.head.kept_values(backbone.out_width) + tables * self.prototypes
 
     def remedies(self, extent: Extent) -> Sequence[Remedy]:
         return against_collapse(

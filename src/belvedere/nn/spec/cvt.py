@@ -62,7 +62,10 @@ class CvTSpec(Settings):
     @property
     def least_px(self) -> int:
         """The smallest side of an image that leaves the last stage a cell."""
-        return next(px for px in range(1, 1 << 20) if min(self.sides(px)) > 0)
+        px = 1
+        for kernel, stride, padding in reversed(list(zip(self.kernels, self.strides, self.paddings, strict=True))):
+            px = max(1, (px - 1) * stride + kernel - 2 * padding)
+        return px
 
     def refusal(self, px: int) -> str:
         """Why the network cannot take a square image of `px` pixels, and the nearest that it can; or ""."""
