@@ -95,7 +95,8 @@ def test_the_needs_of_a_run_without_teacher_and_with_a_queue() -> None:
     needs = estimate(made.recipe, made, trained=1000, teacher=0, backbone=800, own_bytes=500)
     assert (needs.moments, needs.own_state) == (4000, 500)
     assert needs.checkpoint == 4 * 2 * 1000 + 2 * 500
-    assert needs.memory == 3 * 4000 + 500 + needs.activations
+    assert needs.held == 3 * 4000 + 500
+    assert needs.memory == needs.held + needs.views + needs.process + needs.loss + needs.activations
     rows = dict(needs.table())
     assert "LARC momentum" in rows
     assert "queue or bank" in rows

@@ -203,9 +203,11 @@ class Method(nn.Module):
 
 class MethodOptions(Settings):
     """Base of a method page's `Options`. prototypes_key: where a recipe says what `prototypes` tells of a
-    method, how many there are."""
+    method, how many there are. chunk_tables: tables of a chunk's logits that a loss holds which never holds
+    them all (0: it holds them all)."""
 
     prototypes_key: ClassVar[str] = "method.prototypes"
+    chunk_tables: ClassVar[int] = 0
     name: str
 
     def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:

@@ -28,6 +28,8 @@ values, the attention's output, the input of the second half; the MLP's hidden l
 after its activation) and counted apart."""
 _PROCESS_BYTES = {"cpu": 860 << 20, "cuda": 600 << 20}
 """Libraries on a CPU; what CUDA takes of a device's memory for a process."""
+CHUNK = 1 << 24
+"""Logits of a chunk, where a loss takes them so (`ops.cross_entropy`)."""
 _LAST_WIDTHS = 4
 """The last block computes the class token alone: its input, the normed input, keys and values."""
 
@@ -177,7 +179,15 @@ def _loss(recipe: Recipe, plan: Plan) -> int:
         for role, view in recipe.views.items()
         if role in build.roles
     }
-    return plan.batch * recipe.method.loss_values(backbone, sizes) * value_bytes(plan.precision)
+    values = plan.batch * recipe.method.loss_values(backbone, sizes)
+    logits = plan.batch * sum(count for count, _ in sizes.values()) * _prototypes(recipe)
+    values += recipe.method.chunk_tables * min(CHUNK, logits)
+    return values * value_bytes(plan.precision)
+
+
+def _prototypes(recipe: Recipe) -> int:
+    number = getattr(recipe.method, "prototypes", 0)
+    return number if isinstance(number, int) else max(number)
 
 
 def _constants(recipe: Recipe) -> int:

@@ -63,7 +63,9 @@ class CvTSpec(Settings):
     def least_px(self) -> int:
         """The smallest side of an image that leaves the last stage a cell."""
         px = 1
-        for kernel, stride, padding in reversed(list(zip(self.kernels, self.strides, self.paddings, strict=True))):
+        for kernel, stride, padding in reversed(
+            list(zip(self.kernels, self.strides, self.paddings, strict=True))
+        ):
             px = max(1, (px - 1) * stride + kernel - 2 * padding)
         return px
 
