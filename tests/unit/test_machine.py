@@ -1,5 +1,7 @@
 """Plain machines: what may be used of them, and workers on one that is too small."""
 
+import _multiprocessing
+import errno
 import multiprocessing
 import os
 import re
@@ -16,6 +18,7 @@ from belvedere.core import machine
 from belvedere.core.errors import DataError
 from belvedere.data import ahead, room
 from belvedere.data.loader import Loader
+from belvedere.data.piped import PipedWorkers
 from belvedere.data.sources.source import ArraySource
 from belvedere.data.spec import DataSpec, Photometry, ViewSpec
 
@@ -296,11 +299,74 @@ def test_without_shared_memory_batches_are_the_same(monkeypatch, kind, dtype):
     with kind(dtype=dtype, workers=2) as batches:
         stream = iter(batches)
         parts = [next(stream)]
-        assert isinstance(batches._ahead._batches._dataset, ahead.ByPipe)
+        assert isinstance(batches._ahead, PipedWorkers)
         parts += stream
     same(whole, parts)
     assert not any(part.views["target"].is_shared() for part in parts)
     parts[0].views["target"].add_(1)  # is the training process's own
+
+
+@pytest.mark.parametrize("how", ["read-only", "4 KB"])
+def test_workers_run_where_shared_memory_cannot_be_made(roomy, how):
+    """Locks between processes cannot be made there either; every start of one fails."""
+    with loader() as batches:
+        whole = list(batches)
+
+    def refused(*_args):
+        raise OSError(errno.EROFS if how == "read-only" else errno.ENOSPC, "of shared memory")
+
+    roomy.setattr(_multiprocessing, "SemLock", refused)
+    with pytest.raises(OSError, match="of shared memory"):
+        multiprocessing.get_context("forkserver").Lock()
+    with loader(workers=2) as batches:
+        (told,) = batches.remarks
+        assert "read-only, full or forbidden" in told
+        assert "through pipes" in told
+        same(whole, list(batches))
+        same(whole, list(batches))  # and once more
+
+
+def test_a_read_only_folder_has_no_shared_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert machine.shared_bytes(folder=tmp_path) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_that_use_pipes_end_as_others_do(monkeypatch, workers):
+    monkeypatch.setattr(machine, "shared_bytes", lambda: 0)
+    with loader(total_steps=1000, workers=workers) as batches:
+        stream = iter(batches)
+        next(stream)
+        processes = batches._ahead.processes
+        assert len(processes) == workers
+        os.kill(processes[0].pid, signal.SIGTERM)  # deaf, as all workers are
+        next(stream)
+        os.kill(processes[0].pid, signal.SIGKILL)
+        with pytest.raises(DataError, match=r"worker ended.*SIGKILL.*lower run\.workers"):
+            list(stream)
+    assert not any(process.is_alive() for process in processes)
+    with loader(total_steps=0, workers=workers) as batches:
+        assert list(batches) == []
+
+
+class Wrong(ArraySource):
+    """A source with a mistake in it."""
+
+    def stored(self, index: int):
+        raise LookupError("a mistake in the source")
+
+
+def test_an_error_reaches_the_consumer_through_a_pipe(monkeypatch):
+    monkeypatch.setattr(machine, "shared_bytes", lambda: 0)
+    wrong = Wrong(
+        "x", np.zeros((20, 90, 90, 3), np.uint8), labels=np.full(20, -1), classes=(), keys=map(str, range(20))
+    )
+    settings = {"data": DATA, "seed": 0, "global_batch": 8, "total_steps": 6, "workers": 2}
+    with (
+        Loader(wrong, {"target": VIEW}, **settings) as batches,
+        pytest.raises(LookupError, match="a mistake"),
+    ):
+        list(batches)
 
 
 def test_crops_are_written_where_both_processes_see_them(monkeypatch):

@@ -58,12 +58,14 @@ def memory_bytes(*, proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
 
 
 def shared_bytes(*, folder: Path = SHARED) -> int | None:
-    """Free bytes of the shared memory that processes hand tensors over in; None where there is no such
-    file system, and so no limit of its own."""
+    """Free bytes of the shared memory that processes hand tensors over in, 0 where it cannot be written;
+    None where there is no such file system, and so no limit of its own."""
     try:
         status = os.statvfs(folder)
     except OSError:
         return None
+    if status.f_flag & os.ST_RDONLY or not os.access(folder, os.W_OK | os.X_OK):
+        return 0
     return status.f_bavail * status.f_frsize
 
 

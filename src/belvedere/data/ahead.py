@@ -22,14 +22,16 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from belvedere.core import machine
 from belvedere.core.errors import DataError
+from belvedere.data import stall
 from belvedere.data.fetch import Failed, Fetch, Fetched, Wanted
-from belvedere.data.handover import ByPipe
+from belvedere.data.piped import PipedWorkers
 from belvedere.data.room import AHEAD, fits_shared_memory, start_method
 from belvedere.data.sources.source import Source
 
 _POLL_S = 0.1
 _SIGNS_OF_FULL_MEMORY = ("unable to allocate shared memory", "unable to mmap", "Bus error", "(shm)")
 _SIGNS_OF_DEATH = ("exited unexpectedly", "is killed by signal", *_SIGNS_OF_FULL_MEMORY)  # in torch's words
+_SIGN_OF_WAITING = "DataLoader timed out"
 _SIGKILL, _SIGBUS = -9, -int(getattr(signal, "SIGBUS", 7))  # as exit codes; Windows has neither
 
 
@@ -127,17 +129,19 @@ class _Workers:
             # the remarks of data/room.py say it with what to change
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             loader: DataLoader[Any] = DataLoader(
-                cast(Any, fetch if fits_shared_memory(fetch, workers) else ByPipe(fetch)),
+                cast(Any, fetch),
                 batch_size=None,
                 sampler=cast(Any, wanted),
                 num_workers=workers,
                 prefetch_factor=AHEAD,
                 pin_memory=pin,
                 multiprocessing_context=_context(),
+                timeout=stall.LOOK_S,
                 worker_init_fn=_start_worker,
                 generator=torch.Generator(),  # or torch's global one would be drawn from
             )
             self._batches: Any = iter(loader)
+        self._stall = stall.Stall(look_s=stall.LOOK_S)
         # multiprocessing's own exit would wait for ever for workers that do not hear SIGTERM
         self._at_exit = partial(_close_if_alive, weakref.ref(self))
         atexit.register(self._at_exit)
@@ -145,13 +149,34 @@ class _Workers:
     def __next__(self) -> Fetched | Failed:
         if self._batches is None:
             raise RuntimeError("the loader was closed")
+        self._stall.reset()
+        while (item := self._next()) is None:
+            try:
+                self._stall.look(self._waited_for())
+            except DataError:
+                for process in self._batches._workers:  # one that is stuck would not hear that it is to end
+                    process.kill()
+                raise
+        return item
+
+    def _next(self) -> Fetched | Failed | None:
+        """The next batch; None when none came for a while."""
         try:
             return cast("Fetched | Failed", next(self._batches))
         except (RuntimeError, EOFError, ConnectionError) as error:
             told = str(error)
+            if told.startswith(_SIGN_OF_WAITING):
+                return None
             if isinstance(error, RuntimeError) and not any(sign in told for sign in _SIGNS_OF_DEATH):
                 raise
             raise DataError(_why_ended(self._exit_codes(), told)) from error
+
+    def _waited_for(self) -> list[tuple[int, Any]]:
+        """The worker (its number and process) whose batch is the next one, or all where torch keeps no record
+        of it."""
+        workers = list(enumerate(self._batches._workers))
+        asked = getattr(self._batches, "_task_info", {}).get(getattr(self._batches, "_rcvd_idx", None))
+        return [workers[asked[0]]] if asked else workers
 
     def _exit_codes(self) -> list[int]:
         """Those of the workers that have ended, negative for a signal."""
@@ -207,8 +232,20 @@ def in_thread(fetch: Fetch, wanted: Iterable[Wanted], *, pin: bool) -> Ahead:
 
 
 def in_workers(fetch: Fetch, wanted: Iterable[Wanted], *, workers: int, pin: bool) -> Ahead:
-    """Prepare two batches ahead in each of `workers` processes."""
-    return _Workers(fetch, wanted, workers=workers, pin=pin)
+    """Prepare two batches ahead in each of `workers` processes; through pipes where shared memory is too
+    small or of no use."""
+    if fits_shared_memory(fetch, workers):
+        return _Workers(fetch, wanted, workers=workers, pin=pin)
+    with _main_module_hidden(fetch.source):
+        return PipedWorkers(
+            fetch,
+            wanted,
+            workers=workers,
+            pin=pin,
+            context=_context(),
+            start=_start_worker,
+            why_ended=_why_ended,
+        )
 
 
 def _context() -> Any:

@@ -35,7 +35,16 @@ def shared_memory_bytes(fetch: Fetch, workers: int) -> int:
 def fits_shared_memory(fetch: Fetch, workers: int) -> bool:
     """Whether batches can be handed over in shared memory. A process that fills it dies without a word."""
     free = machine.shared_bytes()
-    return free is None or shared_memory_bytes(fetch, workers) <= free
+    return (free is None or shared_memory_bytes(fetch, workers) <= free) and has_semaphores()
+
+
+def has_semaphores() -> bool:
+    """Whether processes can have locks in common, which lie in shared memory as well."""
+    try:
+        multiprocessing.get_context(start_method()).Lock()
+    except (OSError, ImportError):  # no room, read-only, forbidden; or a Python built without them
+        return False
+    return True
 
 
 def remarks(fetch: Fetch, workers: int) -> list[str]:
@@ -60,7 +69,12 @@ def remarks(fetch: Fetch, workers: int) -> list[str]:
             f"{readable_size(left)} are free: a worker may be killed for memory; lower run.workers"
         )
     free = machine.shared_bytes()
-    if free is not None and not fits_shared_memory(fetch, workers):
+    if not has_semaphores():
+        found.append(
+            f"processes cannot have locks in common here ({machine.SHARED} is read-only, full or forbidden): "
+            f"the batches of {workers} workers go through pipes instead, which costs a little time"
+        )
+    elif free is not None and not fits_shared_memory(fetch, workers):
         wanted = shared_memory_bytes(fetch, workers)
         found.append(
             f"{machine.SHARED} has {readable_size(free)} free, and the batches of {workers} workers may take "
