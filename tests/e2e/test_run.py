@@ -166,12 +166,12 @@ def test_another_world_size_continues_and_says_it_is_not_bitwise(
 
 
 def _stopped_run(directory: Path, *overrides: str) -> Session:
+    from belvedere.train.directory import write_recipe
     from belvedere.train.run import open_session
-    from belvedere.train.session import settle_recipe
 
     recipe = fast(directory, *overrides)
     run = open_session(recipe, torch.device("cpu"))
-    settle_recipe(recipe, directory)
+    write_recipe(recipe, directory)
     run.save()
     return run
 

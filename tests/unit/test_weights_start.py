@@ -190,7 +190,7 @@ def test_a_teacher_alone_is_the_student_too(tmp_path: Path) -> None:
         assert torch.equal(now[f"teacher.{name}"], tensor)
         assert torch.equal(now[f"student.{name}"], tensor)
     assert torch.equal(now["prototypes"], before)
-    assert "beginning anew: prototypes;" in begun.notes[-1]
+    assert "beginning anew: prototypes (not there)\n" in begun.notes[-1]
 
 
 def test_another_methods_file_gives_its_backbone(tmp_path: Path) -> None:
@@ -201,17 +201,24 @@ def test_another_methods_file_gives_its_backbone(tmp_path: Path) -> None:
     for name, tensor in under(state, "teacher.backbone.").items():
         assert torch.equal(now[f"teacher.backbone.{name}"], tensor)
         assert torch.equal(now[f"student.backbone.{name}"], tensor)
-    assert (
-        "beginning anew: prototypes, student.head, teacher.head; not taken: heads.safetensors"
-        in (begun.notes[-1])
-    )
+    told = begun.notes[-1]
+    assert "prototypes (not there), student.head (not there), teacher.head (not there)" in told
+    assert "not taken: heads.safetensors (" in told
+    assert "training.safetensors (" in told.partition("not taken")[2]
 
 
-def test_heads_of_other_sizes_are_refused_or_left(tmp_path: Path) -> None:
+def test_heads_of_other_sizes_begin_anew_or_are_left(tmp_path: Path) -> None:
+    """But not in a run that goes on at an epoch."""
     state, folder = imported("swav", tmp_path)
     overrides = [f"init.from={folder}", "method.prototypes=17"]
     with pytest.raises(CheckpointError, match=r"(?s)init.take=backbone .*prototypes.weight is \["):
-        take_over(session("swav", *overrides))
+        take_over(session("swav", *overrides, "init.start_epoch=1"))
+    begun = session("swav", *overrides)
+    take_over(begun)
+    assert "beginning anew: prototypes (mis-shaped (1): prototypes.weight is [" in begun.notes[-1]
+    assert "not taken: prototypes (1 tensor)" in begun.notes[-1]
+    name = next(name for name in state if name.startswith("student.projection_head."))
+    assert torch.equal(begun.method.state_dict()[name], state[name])
     begun = session("swav", *overrides, "init.take=backbone")
     take_over(begun)
     name = next(name for name in state if name.startswith("student.backbone."))
@@ -255,10 +262,9 @@ def test_no_epoch_to_go_on_at_is_told() -> None:
 
 
 def test_what_is_no_import_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"swav cannot start from another run, and .* holds no imported"):
-        take_over(session("swav", f"init.from={tmp_path}"))
-    with pytest.raises(RecipeError, match=r"init\.start_epoch: is missing"):
-        take_over(session("esvit", f"init.from={tmp_path}"))
+    for method in METHODS:
+        with pytest.raises(CheckpointError, match=r"init\.from: .* is no run with checkpoints, nor a folder"):
+            take_over(session(method, f"init.from={tmp_path}"))
     _, folder = imported("swav", tmp_path)
     (folder / "heads.safetensors").write_bytes(b"cut")
     with pytest.raises(WeightsError, match="do not belong together"):

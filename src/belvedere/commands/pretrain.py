@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from belvedere.commands.options import command_parser
-from belvedere.core.errors import EXIT_DONE, EXIT_RUN_AGAIN, BelvedereError, UsageError
+from belvedere.core.errors import EXIT_DONE, EXIT_RUN_AGAIN, BelvedereError, CheckpointError, UsageError
 from belvedere.core.log import say
 from belvedere.recipe.shipped import recipe_names
 
@@ -26,14 +26,17 @@ The images, data.path=DIR, may lie in any folder, flat or nested, labelled or no
 run.dir (default: runs/NAME): metrics.jsonl, checkpoints, and the current backbone. Ctrl-C or SIGTERM saves
 after the step under way; the same command continues. Exit status 75 then says: run it again.
 
-init.from=DIR begins with the weights of another run or of an import (`belvedere import`), of whose heads and
-optimizer it takes what fits and lists the rest; init.start_epoch=N continues its schedules from there."""
+init.from=DIR begins with the weights of another run (any method, finished or not), of its backbone folder, or
+of an import (`belvedere import`): all that fits, the rest is listed; schedules and optimizer begin anew. That
+is how a finished run is lengthened: init.from=runs/x run.dir=runs/x-2 train.epochs=40. With
+init.start_epoch=N the run goes on at that epoch instead, with its schedules."""
 
 _EXAMPLES = """\
   belvedere pretrain tiny/msn
   belvedere pretrain msn/vits16 data.path=photos run.dir=runs/photos --dry-run
   belvedere pretrain msn/vits16 data.path=photos train.global_batch=256 run.micro_batch=32
   belvedere pretrain swav/rn50-200ep-b256 data.path=photos init.from=weights/swav
+  belvedere pretrain tiny/msn train.epochs=40 init.from=runs/tiny/msn run.dir=runs/tiny/msn-2
   torchrun --nproc-per-node=8 -m belvedere pretrain msn/vits16 data.path=photos"""
 
 
@@ -62,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from belvedere.recipe.load import load_recipe
+    from belvedere.train.directory import ChangedRecipeError
 
     recipe = load_recipe(args.recipe, args.overrides)
     try:
@@ -71,11 +75,22 @@ def run(args: argparse.Namespace) -> int:
             dry_run(recipe)
             return EXIT_DONE
         return _train(recipe, again=command_line(["pretrain", args.recipe, *args.overrides]))
+    except ChangedRecipeError as error:
+        if error.anew is None:
+            raise
+        raise CheckpointError(f"{error}\n  that is\n    {_anew(args, error.anew)}") from error
     except torch.OutOfMemoryError as error:
         raise BelvedereError(
             f"the device's memory is too small: {str(error).splitlines()[0]}\n"
             "  set run.micro_batch to fewer rows at a time: the same run with less memory"
         ) from error
+
+
+def _anew(args: argparse.Namespace, overrides: Sequence[str]) -> str:
+    """The command line of a new run with these overrides in the place of those given for the same keys."""
+    replaced = {"init", "run.dir"} | {override.partition("=")[0] for override in overrides}
+    kept = [given for given in args.overrides if given.partition("=")[0].strip() not in replaced]
+    return command_line(["pretrain", args.recipe, *kept, *overrides])
 
 
 def _train(recipe: Recipe, *, again: str) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -36,7 +36,18 @@ from belvedere.engine.moments import flatten_optimizer, unflatten_optimizer_
 from belvedere.engine.rotation import newest_sound, publish, rotate, tidy
 from belvedere.engine.storage import Observer, file_name, read_tensors, write_tensors
 
-__all__ = ["Loaded", "checkpoints", "flatten_optimizer", "load", "save", "unflatten_optimizer_"]
+__all__ = [
+    "Found",
+    "Loaded",
+    "checkpoints",
+    "find",
+    "flatten_optimizer",
+    "load",
+    "look",
+    "read",
+    "save",
+    "unflatten_optimizer_",
+]
 
 EVENTS = ("before_files", "first_file", "files_done", "before_rename", "after_rename")
 """What an observer of `save` hears, in this order."""
@@ -55,6 +66,17 @@ class Loaded:
     meta: dict[str, Any]
     manifest: dict[str, Any]
     path: Path
+    skipped: list[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A sound checkpoint of a run that is only looked at; its tensors are for `read`. skipped: as in
+    `Loaded`."""
+
+    step: int
+    path: Path
+    manifest: dict[str, Any]
     skipped: list[tuple[Path, str]]
 
 
@@ -128,6 +150,38 @@ def load(directory: Path, *, like: Mapping[str, Tensor] | None = None) -> Loaded
     }
     agree(lambda: read_tensors(path, targets))
     return Loaded(manifest["step"], targets, manifest["meta"], manifest, path, skipped)
+
+
+def look(directory: Path, *, like: Mapping[str, Tensor]) -> Loaded | None:
+    """`load` without changing anything in `directory`, and without its lock: for a dry run."""
+    found = find(directory)
+    if found is None:
+        return None
+    shapes = {name: tuple(entry["shape"]) for name, entry in _mine(found.manifest, found.path).items()}
+    agree(lambda: _compare(found.path, like, shapes))
+    tensors = read(found, shapes)
+    return Loaded(found.step, tensors, found.manifest["meta"], found.manifest, found.path, found.skipped)
+
+
+def find(directory: Path, *, step: int | None = None) -> Found | None:
+    """The newest sound checkpoint of the run in `directory`, or that of `step`; None if there is none.
+
+    Nothing in `directory` is changed, and its lock is not needed: for a run that another one begins from.
+    Raises `CheckpointError` if there are checkpoints (of that step) and none can be used.
+    """
+    return agree(lambda: _find(directory, step), only_main=True)[0]
+
+
+def read(found: Found, names: Iterable[str]) -> dict[str, Tensor]:
+    """These entries of a checkpoint, on the CPU, by their names there. All processes call it, each with the
+    names it needs; `found.manifest["tensors"]` has all names with shape and dtype."""
+    entries = found.manifest["tensors"]
+    targets = {
+        name: torch.empty(entries[name]["shape"], dtype=getattr(torch, entries[name]["dtype"]))
+        for name in names
+    }
+    agree(lambda: read_tensors(found.path, targets))
+    return targets
 
 
 # Saving, in the order in which it happens.
@@ -225,6 +279,23 @@ def _refusal(directory: Path, step: int, error: FailedError, num_bytes: int) -> 
 
 
 # Loading.
+
+
+def _find(directory: Path, step: int | None) -> Found | None:
+    skipped: list[tuple[Path, str]] = []
+    for path in reversed(checkpoints(directory)):
+        if step is not None and int(path.name) != step:
+            continue
+        try:
+            manifest = manifests.verify(path)
+        except manifests.UnsoundError as error:
+            skipped.append((path, str(error)))
+            continue
+        return Found(manifest["step"], path, manifest, skipped)
+    if skipped:
+        listed = "\n  ".join(f"{path}: {reason}" for path, reason in skipped)
+        raise CheckpointError(f"no checkpoint of {directory} can be used\n  {listed}")
+    return None
 
 
 def _owner(name: str) -> int | None:

@@ -145,8 +145,9 @@ class Method(nn.Module):
     works with, by their names in a recipe. schedule_first, peak_twice: how its paper's code counts schedules
     (`first` and `peak_twice` of `WarmupCosine`). per_rank_state: the buffers, by their names in the state
     dict, that differ between processes; those that are None do not count. afresh: how the names of
-    entries begin that a run which starts from another one's state (`init` in a recipe) may not find there
-    and then begins anew; None where a run cannot start so.
+    entries begin that a run which goes on at an epoch of another one (`init.start_epoch` in a recipe) may
+    not find there and then begins anew. of_images: how the names of entries begin that belong to the images
+    of a run, by their number, and mean nothing for other images; they begin anew where they are not there.
     """
 
     roles: tuple[str, ...] = ()
@@ -156,7 +157,8 @@ class Method(nn.Module):
     schedule_first: int = 0
     peak_twice: bool = False
     per_rank_state: tuple[str, ...] = ()
-    afresh: tuple[str, ...] | None = None
+    afresh: tuple[str, ...] = ()
+    of_images: tuple[str, ...] = ()
     student: nn.Module
     teacher: nn.Module
 

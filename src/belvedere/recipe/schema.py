@@ -77,11 +77,11 @@ else:  # `from` is a word of Python's, which a class cannot have as a name
 
 
 class InitSpec(_From):
-    """What a run begins with instead of fresh parameters. from: the directory of another run, or a folder
-    that `belvedere import` wrote; start_epoch: the epoch that run had reached, where this one goes on: its
-    schedules too, its optimizer begins anew. Of imported weights null begins a run of its own, at epoch 0,
-    and a number goes on with the optimizer's moments too where the file has them. take: of imported weights,
-    all that is in them for the method, or the backbone alone."""
+    """What a run begins with instead of fresh parameters. from: the directory of another run, a folder of
+    weights with a card (a run's `backbone`, what `belvedere import` wrote). start_epoch: null begins a run of
+    its own with these weights, at epoch 0 and with a fresh optimizer; a number goes on at that epoch of the
+    run, its schedules too, with a fresh optimizer, or of imported weights with the optimizer's moments where
+    the file has them. take: all that fits, or the backbone alone."""
 
     start_epoch: Count | None = None
     take: Literal["all", "backbone"] = "all"
@@ -93,7 +93,7 @@ class InitSpec(_From):
 
     @property
     def directory(self) -> Path:
-        return Path(getattr(self, "from"))
+        return Path(getattr(self, "from")).expanduser()
 
 
 class Published(Settings):

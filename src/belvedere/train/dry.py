@@ -12,30 +12,28 @@ from belvedere.core import dist
 from belvedere.core.errors import CheckpointError, UsageError
 from belvedere.core.files import free_bytes, readable_size
 from belvedere.core.log import say, table
-from belvedere.engine.manifest import checkpoints
 from belvedere.methods.method import Method
 from belvedere.recipe.estimate import estimate
 from belvedere.recipe.schema import Recipe
 from belvedere.train.loop import StepReport, steps
-from belvedere.train.run import open_session
+from belvedere.train.run import begin, open_session
 from belvedere.train.session import Session, choose_device
-from belvedere.train.takeover import take_over
 
 _TRIAL_BATCH = 2
 
 
-def dry_run(recipe: Recipe) -> StepReport:
+def dry_run(recipe: Recipe) -> StepReport | None:
     """Check recipe, images, directory, memory and disk, print the plan, and take one real step.
 
     The step has the planned batch on the planned device if that is an accelerator; else it has 2 images on
-    the CPU, and says so. Raises what the run would raise.
+    the CPU, and says so. It is the run's next step: from its checkpoint, or what `init` names. None if the
+    run is complete. Raises what the run would raise.
     """
     wanted = recipe.run.device
     absent = wanted == "cuda" and not torch.cuda.is_available()
     device = torch.device("cpu") if absent else choose_device(wanted)
     real = open_session(recipe, device)
-    if not checkpoints(real.directory):
-        take_over(real)
+    begin(real, read_only=True)
     table("plan", real.plan.table())
     if real.report.num_unreadable:
         say(f"{real.report.num_unreadable} of {real.report.num_tried} images tried cannot be read")
@@ -44,7 +42,12 @@ def dry_run(recipe: Recipe) -> StepReport:
     for remark in [*real.notes, *real.loader().remarks]:
         say(remark)
     _check_directory(real)
+    if real.step >= real.plan.total_steps:
+        say(f"{real.directory} is complete: {real.step} steps; there is no step to try")
+        return None
     trial = real if device.type != "cpu" else _trial(recipe, device)
+    if trial is not real:
+        real.hand_on_(trial)
     if absent:
         say("run.device is cuda, and there is none here: the step below has 2 images on the CPU")
     elif device.type == "cpu":

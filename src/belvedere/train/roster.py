@@ -49,6 +49,44 @@ def as_begun(source: Source, directory: Path) -> tuple[Source, list[str]]:
     return with_range(begun, value_range_of(source)), told
 
 
+def changes(source: Source, directory: Path, *, num_then: int | None) -> str:
+    """In what the images differ from those that the run in `directory` began with, with counts; by name
+    where their list is kept there. num_then: how many they were, if that is known."""
+    counts = (
+        f"there are {len(source):,} now" if num_then is None else f"{num_then:,} then, {len(source):,} now"
+    )
+    told: dict[str, list[str]] = {"new": [], "gone": [], "of another size or label": []}
+    known = False
+    for at, part in enumerate(_parts(source)):
+        path = _place(directory, at)
+        if not isinstance(part, FolderSource) or not path.exists():
+            continue
+        try:
+            begun = Index.read(path)
+        except (DamagedFileError, OSError):
+            continue
+        known = True
+        then, now = _by_name(begun), _by_name(part.index)
+        told["new"] += [name for name in now if name not in then]
+        told["gone"] += [name for name in then if name not in now]
+        told["of another size or label"] += [
+            name for name, what in now.items() if name in then and then[name] != what
+        ]
+    if not known or not any(told.values()):
+        return f"{counts} (names, sizes or labels changed)"
+    return "; ".join(
+        [counts, *(f"{len(names):,} {what}: {_some(names)}" for what, names in told.items() if names)]
+    )
+
+
+def _by_name(index: Index) -> dict[str, tuple[int, str | None]]:
+    return {name: (size, label) for name, size, label in _entries(index)}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+
+
 def _parts(source: Source) -> tuple[Source, ...]:
     return source.parts if isinstance(source, Mixed) else (source,)
 
@@ -68,10 +106,9 @@ def _part_as_begun(source: Source, path: Path, told: list[str]) -> Source:
     gone = _gone(begun, source.index) if begun.fingerprint != source.fingerprint() else []
     if not gone:
         return source
-    listed = ", ".join(gone[:_LISTED]) + (f" and {len(gone) - _LISTED} more" if len(gone) > _LISTED else "")
     told.append(
         f"{len(gone)} of the {len(begun)} images that the run began with are gone; others stand in for them: "
-        f"{listed}"
+        f"{_some(gone)}"
     )
     return FolderSource(source.root, begun)
 

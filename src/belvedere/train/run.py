@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,13 +27,14 @@ from belvedere.recipe.plan import run_dir
 from belvedere.recipe.room import memory_here, refuse_too_large
 from belvedere.recipe.schema import Recipe
 from belvedere.train.dataset_pass import StoppedInPassError, epoch_batches
+from belvedere.train.directory import anew, compare_recipe, write_recipe
 from belvedere.train.export import export_backbone
 from belvedere.train.images import open_images
 from belvedere.train.loop import BadStepError, StepReport, Wish, steps
 from belvedere.train.record import METRICS_NAME, Metrics
 from belvedere.train.rescue import save_bad_step
 from belvedere.train.roster import as_begun, keep_roster
-from belvedere.train.session import Session, choose_device, settle_recipe
+from belvedere.train.session import Session, choose_device
 from belvedere.train.signals import StopRequest, stop_request
 from belvedere.train.sinks import open_sinks
 from belvedere.train.takeover import take_over
@@ -68,10 +70,8 @@ def pretrain(recipe: Recipe) -> Outcome:
             torch.set_num_threads(recipe.run.threads)
         session = open_session(recipe, device)
         with _locked(session.directory):
-            agree(lambda: settle_recipe(session.recipe, session.directory), only_main=True)
-            resumed = session.resume()
-            if not resumed:
-                take_over(session)
+            resumed = begin(session)
+            agree(lambda: write_recipe(session.recipe, session.directory), only_main=True)
             agree(lambda: keep_roster(session.source, session.directory, anew=not resumed), only_main=True)
             stopped = _train(session)
         seconds = time.monotonic() - started
@@ -79,6 +79,21 @@ def pretrain(recipe: Recipe) -> Outcome:
     finally:
         if joined_here:
             dist.stop()
+
+
+def begin(session: Session, *, read_only: bool = False) -> bool:
+    """Bring the session to the run's first step: where its directory's checkpoint stands, or what `init`
+    names, or fresh parameters. True if it continues a run. Adds to the session's notes what to tell.
+
+    read_only: change nothing on disk, as a dry run does; else the remains of interrupted saves are removed.
+    Raises `CheckpointError` for a directory that holds another run, images that changed, or an `init` that
+    does not fit.
+    """
+    session.notes += agree(lambda: compare_recipe(session.recipe, session.directory), only_main=True)[0]
+    resumed = session.resume(read_only=read_only)
+    if not resumed:
+        take_over(session)
+    return resumed
 
 
 def open_session(recipe: Recipe, device: torch.device) -> Session:
@@ -119,7 +134,11 @@ def _train(session: Session) -> bool:
         write_json(session.directory / "plan.json", plan.to_dict())
     if session.step >= plan.total_steps:
         export_backbone(session)
-        say(f"{session.directory} is complete: {session.step} of {plan.total_steps} steps")
+        say(
+            f"{session.directory} is complete: {session.step} of {plan.total_steps} steps; to train longer, "
+            "begin a new run with its weights and its schedules laid out anew: the overrides "
+            f"train.epochs=N {shlex.join(anew(session.directory, session.recipe))}"
+        )
         return False
     loader = session.loader()
     for remark in loader.remarks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ from torch import Tensor, nn
 
 from belvedere.core import dist
 from belvedere.core.errors import CheckpointError, UsageError
-from belvedere.core.files import write_text
 from belvedere.data.loader import Loader
 from belvedere.data.report import DataReport
 from belvedere.data.sources.source import Source
@@ -22,11 +23,12 @@ from belvedere.methods.method import Method
 from belvedere.methods.pages import page
 from belvedere.nn.build import build
 from belvedere.optim.groups import build_optimizer
-from belvedere.recipe.load import difference, dump, read_recipe_file, recipe_hash
+from belvedere.recipe.load import recipe_hash
 from belvedere.recipe.plan import Plan
 from belvedere.recipe.schema import Recipe
+from belvedere.train.directory import RECIPE_NAME, anew
+from belvedere.train.roster import changes
 
-RECIPE_NAME = "recipe.yaml"
 METHOD_PREFIX = "method/"
 
 
@@ -139,11 +141,25 @@ class Session:
         """Parameters, buffers and optimizer moments by name; nothing is copied."""
         return self._method_state() | state.flatten_optimizer(self.optimizer, self._names())
 
+    def hand_on_(self, trial: Session) -> None:
+        """Give a smaller session of the same recipe, a dry run's, what this one begins with: all state, of
+        queues and banks the first rows, and the place in the schedules."""
+        own = self.method.state_dict()
+        filled = {
+            name: own[name][tuple(map(slice, tensor.shape))] if tensor.ndim else own[name]
+            for name, tensor in trial.method.state_dict().items()
+            if name in own and _is_within(tensor, own[name])
+        }
+        trial.method.load_state_dict(trial.method.state_dict() | filled)
+        last = trial.plan.total_steps - 1
+        trial.step = min(self.step * trial.plan.total_steps // self.plan.total_steps, last)
+
     def save(self, *, milestone: bool = False) -> Path:
         """Write a checkpoint of the finished steps."""
         meta = {
             "recipe_hash": recipe_hash(self.recipe),
             "data": self.source.fingerprint(),
+            "images": len(self.source),
             "report": self.report.state(),
             "replaced": {str(bad): good for bad, good in self.merged_replacements().items()},
             "device": self.device.type,
@@ -161,17 +177,23 @@ class Session:
             merged |= each
         return dict(sorted(merged.items()))
 
-    def resume(self) -> bool:
-        """Take up the newest sound checkpoint, if there is one; true if so. Adds to `notes` what to tell."""
-        loaded = state.load(self.directory, like=self._method_state())
+    def resume(self, *, read_only: bool = False) -> bool:
+        """Take up the newest sound checkpoint, if there is one; true if so. Adds to `notes` what to tell.
+        read_only: leave the remains of interrupted saves where they are, as a dry run does.
+
+        Raises `CheckpointError` if the checkpoint is of other images, of another recipe or does not fit.
+        """
+        try:
+            take = state.look if read_only else state.load
+            loaded = take(self.directory, like=self._method_state())
+        except CheckpointError:
+            self._refuse_other_images_first()
+            raise
         if loaded is None:
             return False
         self.notes += [f"skipped {path.name}: {reason}" for path, reason in loaded.skipped]
-        if loaded.meta["data"] != self.source.fingerprint():
-            raise CheckpointError(
-                f"{loaded.path} was trained on other images than data.path now holds "
-                "(names, sizes or labels changed). Restore them, or start another run with run.dir=NEW"
-            )
+        self._refuse_other_images(loaded.path, loaded.meta)
+        self._refuse_another_recipe(loaded.path, loaded.meta)
         names = list(self.method.state_dict())
         self.method.load_state_dict({name: loaded.tensors[self._stored_name(name)] for name in names})
         state.unflatten_optimizer_(self.optimizer, self._names(), loaded.tensors)
@@ -182,6 +204,37 @@ class Session:
         self.notes.append(f"continuing {self.directory} from checkpoint {loaded.path.name}")
         self.notes += self._not_bitwise(loaded.manifest, loaded.meta)
         return True
+
+    def _refuse_other_images_first(self) -> None:
+        """Where a checkpoint does not fit because there are other images (a bank has a row for each), say
+        that and not what follows from it."""
+        found = None
+        with suppress(CheckpointError):
+            found = state.find(self.directory)
+        if found is not None:
+            self._refuse_other_images(found.path, found.manifest["meta"])
+
+    def _refuse_other_images(self, path: Path, meta: dict[str, Any]) -> None:
+        if meta["data"] == self.source.fingerprint():
+            return
+        raise CheckpointError(
+            f"{path} was trained on other images than data.path now holds: "
+            f"{changes(self.source, self.directory, num_then=meta.get('images'))}. Restore them, or begin a "
+            "new run with other images and the weights of this one: the overrides "
+            f"{shlex.join(anew(self.directory, self.recipe))}"
+        )
+
+    def _refuse_another_recipe(self, path: Path, meta: dict[str, Any]) -> None:
+        """Where `recipe.yaml`, which says what differs, is gone."""
+        if (self.directory / RECIPE_NAME).exists():
+            return
+        if meta["recipe_hash"] != recipe_hash(self.recipe):
+            raise CheckpointError(
+                f"{path} was trained by a recipe of hash {meta['recipe_hash']}, this one has "
+                f"{recipe_hash(self.recipe)}, and {self.directory / RECIPE_NAME}, which would say what "
+                "differs, is missing; restore it, or start another run with run.dir=NEW"
+            )
+        self.notes.append(f"{self.directory / RECIPE_NAME} was missing and is written again")
 
     def _not_bitwise(self, manifest: dict[str, Any], meta: dict[str, Any]) -> list[str]:
         """Restore the recorded thread count, and say what keeps the continuation from being bitwise."""
@@ -205,19 +258,5 @@ class Session:
         return [f"the continuation is exact but for rounding, not bitwise: {'; '.join(reasons)}"]
 
 
-def settle_recipe(recipe: Recipe, directory: Path) -> None:
-    """Save the recipe with the run, or refuse if the run was begun with another one.
-
-    Keys under `run:` may change; the file always shows the latest.
-    """
-    file = directory / RECIPE_NAME
-    if file.exists():
-        changed = difference(read_recipe_file(file), recipe)
-        if changed:
-            lines = "\n    ".join(changed)
-            raise CheckpointError(
-                f"{directory} was begun with another recipe; only keys under run: may change. Changed:\n"
-                f"    {lines}\n"
-                "  Undo the change, or start another run with run.dir=NEW"
-            )
-    write_text(file, dump(recipe))
+def _is_within(part: Tensor, whole: Tensor) -> bool:
+    return part.ndim == whole.ndim and all(n <= m for n, m in zip(part.shape, whole.shape, strict=True))

@@ -21,13 +21,13 @@ _BACKBONE = "backbone."
 
 
 class Start(NamedTuple):
-    """tensors: by their names in the method's state; moments: as `optim/<parameter>/<moment>`; left: the
-    heads that are not taken, since they are of another method or were not asked for."""
+    """tensors: by their names in the method's state; moments: as `optim/<parameter>/<moment>`; left: {file
+    of heads that are not taken, since they are of another method or were not asked for: its tensors}."""
 
     card: Card
     tensors: dict[str, Tensor]
     moments: dict[str, Tensor]
-    left: list[str]
+    left: dict[str, int]
 
 
 def holds_weights(folder: Path) -> bool:
@@ -48,14 +48,14 @@ def start_from(folder: Path, method: str, names: Iterable[str], *, backbone_only
     }
     same = card.system == method and not backbone_only
     if not same:
-        left = [name for name, there in _beside(card).items() if there]
-        return Start(card, tensors, {}, left)
+        beside = {HEADS_NAME: load_heads(folder), TRAINING_NAME: load_training(folder)}
+        return Start(card, tensors, {}, {name: len(held) for name, held in beside.items() if held})
     for name, tensor in load_heads(folder).items():
         tensors |= _head(name, tensor, own, networks)
     training = load_training(folder)
     tensors |= {name: tensor for name, tensor in training.items() if not name.startswith(PREFIX)}
     moments = {name: tensor for name, tensor in training.items() if name.startswith(PREFIX)}
-    return Start(card, tensors, moments, [])
+    return Start(card, tensors, moments, {})
 
 
 def _head(name: str, tensor: Tensor, own: set[str], networks: list[str]) -> Mapping[str, Tensor]:
@@ -67,7 +67,3 @@ def _head(name: str, tensor: Tensor, own: set[str], networks: list[str]) -> Mapp
 
 def _has(own: set[str], part: str) -> bool:
     return any(one == part or one.startswith(f"{part}.") for one in own)
-
-
-def _beside(card: Card) -> dict[str, bool]:
-    return {HEADS_NAME: card.heads_sha256 is not None, TRAINING_NAME: card.training_sha256 is not None}
