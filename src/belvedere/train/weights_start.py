@@ -69,7 +69,12 @@ def start_with_weights(session: Session, init: InitSpec, folder: Path) -> None:
         only = init.take == "backbone"
         started.append(start_from(folder, session.recipe.method.name, own, backbone_only=only))
         start = started[0]
-        _refuse_another_network(f"{folder}", session.recipe.backbone, start.card.backbone)
+        _refuse_another_network(
+            f"{folder}",
+            session.recipe.backbone,
+            start.card.backbone,
+            guessed="; where it was guessed wrongly, import the file again with --as",
+        )
         fit = _fitted(f"{folder} ({start.card.source})", own, _shapes(start.tensors), strict=init.start_epoch)
         fit.left |= start.left
         return fit
@@ -166,7 +171,9 @@ def _origin(before: Recipe, found: Found, init: InitSpec) -> str:
 # What fits, and how it is told
 
 
-def _refuse_another_network(where: str, ours: BackboneSpec, theirs: BackboneSpec) -> None:
+def _refuse_another_network(
+    where: str, ours: BackboneSpec, theirs: BackboneSpec, *, guessed: str = ""
+) -> None:
     """Raise CheckpointError unless both compute the same of the same tensors: numbers of heads and windows do
     not show in shapes."""
     mine, other = (spec.model_dump() for spec in (ours, theirs))
@@ -174,8 +181,7 @@ def _refuse_another_network(where: str, ours: BackboneSpec, theirs: BackboneSpec
     if keys:
         lines = "\n  ".join(f"backbone.{key}: {mine.get(key)}, in the file {other.get(key)}" for key in keys)
         raise CheckpointError(
-            f"init.from: {where} has another network than this recipe; change the recipe's, or, "
-            f"where the file's was guessed wrongly, import it again with --as\n  {lines}"
+            f"init.from: {where} has another network than this recipe; change the recipe's{guessed}\n  {lines}"
         )
 
 
