@@ -158,7 +158,7 @@ class Method(nn.Module):
     peak_twice: bool = False
     per_rank_state: tuple[str, ...] = ()
     afresh: tuple[str, ...] = ()
-    of_images: tuple[str, ...] = ()
+    of_images: tuple[str, ...] = ("bank.", "assignments")
     student: nn.Module
     teacher: nn.Module
 

@@ -181,7 +181,8 @@ def _refuse_another_network(
     if keys:
         lines = "\n  ".join(f"backbone.{key}: {mine.get(key)}, in the file {other.get(key)}" for key in keys)
         raise CheckpointError(
-            f"init.from: {where} has another network than this recipe; change the recipe's{guessed}\n  {lines}"
+            f"init.from: {where} has another network than this recipe; "
+            f"change the recipe's{guessed}\n  {lines}"
         )
 
 

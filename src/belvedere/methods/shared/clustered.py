@@ -36,7 +36,6 @@ class Clustered(Method):
     optional_roles = ("local",)
     peak_twice = True
     per_rank_state: tuple[str, ...] = ("bank.embeddings", "bank.index")
-    of_images = ("bank.", "assignments")
 
     def __init__(
         self, options: ClusteredOptions, backbone: ViT | ResNet, *, head: MLPHeadSpec, seed: int
