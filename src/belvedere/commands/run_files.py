@@ -78,7 +78,7 @@ def _json(path: Path) -> Mapping[str, Any] | None:
         content = json.loads(text)
         if not isinstance(content, dict):
             raise BelvedereError(f"it holds a {type(content).__name__}")
-    except (ValueError, BelvedereError) as error:
+    except (ValueError, RecursionError, BelvedereError) as error:
         warn(f"{path} is damaged and is left out of the model card: {error}")
         return None
     return content

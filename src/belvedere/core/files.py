@@ -107,6 +107,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """What a file of JSON in UTF-8 holds. Raises OSError, and ValueError for what is none."""
+    try:
+        return json.loads(path.read_bytes().decode())
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
 def write_yaml(path: Path, value: Any) -> None:
     """Replace `path` by this value as YAML, keys in the order given."""
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110))
@@ -379,7 +387,7 @@ class DirectoryLock:
         if not isinstance(error, BlockingIOError):
             return f"cannot lock {self.path.parent}: {error}; choose a directory whose file system has locks"
         who = "another process"
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
             record = json.loads(holder)
             who = f"process {record['pid']} on {record['host']}"
         return f"{self.path.parent} is in use by {who}; wait for it, stop it, or choose another run.dir"

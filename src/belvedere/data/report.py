@@ -56,13 +56,20 @@ class DataReport:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> DataReport:
-        """The report that `state` was taken of."""
-        codes = np.frombuffer(zlib.decompress(base64.b85decode(state["codes"])), dtype=np.uint8)
-        report = cls(len(codes))
-        report._codes[:] = codes
-        report._kinds = list(state["kinds"])
-        report._reasons = {int(index): reason for index, reason in state["reasons"].items()}
+    def from_state(cls, state: Any, num_images: int) -> DataReport:
+        """The report of so many images that `state` was taken of. Raises ValueError for what is none."""
+        report = cls(num_images)
+        try:
+            packed = base64.b85decode(state["codes"])
+            codes = zlib.decompressobj().decompress(packed, num_images + 1)  # no more, whatever it claims
+            report._codes[:] = np.frombuffer(codes, dtype=np.uint8)
+            report._kinds = [str(kind) for kind in state["kinds"]]
+            report._reasons = {int(index): str(reason) for index, reason in state["reasons"].items()}
+        except (zlib.error, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"no report of images: {error!r}") from error
+        known = report._codes.max(initial=0) < len(report._kinds) + 2
+        if not known or not all(0 <= index < num_images for index in report._reasons):
+            raise ValueError("a report of other images")
         return report
 
     @property

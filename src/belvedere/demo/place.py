@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from belvedere.core.errors import UsageError
-from belvedere.core.files import write_json
+from belvedere.core.files import read_json, write_json
 from belvedere.core.log import say
 from belvedere.recipe.load import load_recipe
 from belvedere.recipe.schema import Recipe
@@ -57,7 +57,7 @@ def _begun_in(out: Path) -> str | None:
             )
         return None
     try:
-        precision = json.loads(marker.read_text(encoding="utf-8"))["precision"]
+        precision = read_json(marker)["precision"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{marker} is damaged ({error!r}); remove {out}, or {advice}") from error
     return str(precision)

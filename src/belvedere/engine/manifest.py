@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from belvedere.core.errors import CheckpointError
-from belvedere.core.files import sha256
+from belvedere.core.files import read_json, sha256
 
 FORMAT = 2
 """Format 1 (torch.distributed.checkpoint) is still read; see `format_1`."""
@@ -127,10 +127,10 @@ def verify(folder: Path) -> dict[str, Any]:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except FileNotFoundError as error:
         raise UnsoundError(f"{path.name} is missing") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UnsoundError(f"{path.name} cannot be read ({error})") from error
     if not isinstance(manifest, dict):
         raise UnsoundError(f"{path.name} is altered (not a mapping)")

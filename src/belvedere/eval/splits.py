@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from belvedere.core.errors import EvaluationError
-from belvedere.core.files import write_text
+from belvedere.core.files import read_json, write_text
 from belvedere.core.rng import generator
 
 Indices = NDArray[np.int64]
@@ -57,7 +57,7 @@ class Splits:
     def load(cls, path: Path, labels: Indices) -> Splits:
         """Read `splits.json`; raises EvaluationError if it is altered or was drawn for other labels."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             shots = {int(k): [np.array(s, dtype=np.int64) for s in v] for k, v in content["shots"].items()}
             splits = cls(int(content["seed"]), str(content["labels_sha256"]), shots)
             written = content["splits_sha256"]

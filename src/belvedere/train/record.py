@@ -55,10 +55,10 @@ class Metrics:
             for number, line in enumerate(old, start=1):
                 if not line.endswith(b"\n"):
                     break
-                found = _step(line)
+                found = _record(line)
                 if found is None:
                     unreadable.append(number)
-                elif found < step:
+                elif found["step"] < step:
                     new.write(line)
         if unreadable:
             some = ", ".join(str(number) for number in unreadable[:5])
@@ -87,7 +87,8 @@ class Metrics:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a `metrics.jsonl`, in the order of the file."""
     with path.open("rb") as file:
-        return [json.loads(line) for line in file if line.endswith(b"\n") and _step(line) is not None]
+        found = [_record(line) for line in file if line.endswith(b"\n")]
+    return [record for record in found if record is not None]
 
 
 def _open_to_append(path: Path) -> BinaryIO:
@@ -107,13 +108,16 @@ def _open_to_append(path: Path) -> BinaryIO:
     return file
 
 
-def _step(line: bytes) -> int | None:
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line's step and numbers; None for a line that is no record."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    step = record.get("step") if isinstance(record, dict) else None
-    return step if isinstance(step, int) else None
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return None
+    numbers = all(value is None or type(value) in (int, float) for value in record.values())
+    return record if numbers else None
 
 
 def _json_number(value: float) -> float | int | None:

@@ -22,7 +22,7 @@ def entries(session: Session, found: Found) -> dict[str, str]:
 
 def foreign(session: Session, found: Found) -> str | None:
     """Why what belongs to the images of that run (`Method.of_images`) means nothing here; None if it does."""
-    if found.manifest["meta"]["data"] != session.source.fingerprint():
+    if found.manifest["meta"].get("data") != session.source.fingerprint():
         return "it is of other images"
     before = found.manifest["world_size"]
     if before != dist.world_size():

@@ -17,6 +17,7 @@ from belvedere.data.loader import Loader
 from belvedere.data.report import DataReport
 from belvedere.data.sources.source import Source
 from belvedere.engine import state
+from belvedere.engine.manifest import MANIFEST_NAME
 from belvedere.engine.parallel import Spread, prepare_
 from belvedere.engine.precision import parameter_dtype
 from belvedere.methods.method import Method
@@ -192,15 +193,19 @@ class Session:
         if loaded is None:
             return False
         self.notes += [f"skipped {path.name}: {reason}" for path, reason in loaded.skipped]
+        _check_meta(loaded.path, loaded.meta)
         self._refuse_other_images(loaded.path, loaded.meta)
         self._refuse_another_recipe(loaded.path, loaded.meta)
         names = list(self.method.state_dict())
         self.method.load_state_dict({name: loaded.tensors[self._stored_name(name)] for name in names})
         state.unflatten_optimizer_(self.optimizer, self._names(), loaded.tensors)
         self.step = loaded.step
-        self.replaced = {int(bad): good for bad, good in loaded.meta["replaced"].items()}
-        if "report" in loaded.meta:
-            self.report.merge(DataReport.from_state(loaded.meta["report"]))
+        try:
+            self.replaced = _replaced(loaded.meta["replaced"], len(self.source))
+            if "report" in loaded.meta:
+                self.report.merge(DataReport.from_state(loaded.meta["report"], len(self.source)))
+        except ValueError as error:
+            raise _altered(loaded.path, str(error)) from error
         self.notes.append(f"continuing {self.directory} from checkpoint {loaded.path.name}")
         self.notes += self._not_bitwise(loaded.manifest, loaded.meta)
         return True
@@ -212,6 +217,7 @@ class Session:
         with suppress(CheckpointError):
             found = state.find(self.directory)
         if found is not None:
+            _check_meta(found.path, found.manifest["meta"])
             self._refuse_other_images(found.path, found.manifest["meta"])
 
     def _refuse_other_images(self, path: Path, meta: dict[str, Any]) -> None:
@@ -256,6 +262,39 @@ class Session:
         if not reasons:
             return []
         return [f"the continuation is exact but for rounding, not bitwise: {'; '.join(reasons)}"]
+
+
+_META: dict[str, tuple[type, ...]] = {
+    "data": (str,),
+    "recipe_hash": (str,),
+    "replaced": (dict,),
+    "device": (str,),
+    "micro_batch": (int, type(None)),
+    "images": (int, type(None)),  # which earlier versions did not tell
+}
+
+
+def _check_meta(path: Path, meta: dict[str, Any]) -> None:
+    """Raise CheckpointError unless a manifest tells of a run what `Session.save` told."""
+    for key, kinds in _META.items():
+        if type(meta.get(key)) not in kinds:
+            raise _altered(path, f"{key} is {str(meta.get(key))[:60]!r}")
+
+
+def _replaced(told: dict[str, Any], num_images: int) -> dict[int, int]:
+    """{image that could not be read: the one taken instead}. Raises ValueError for numbers of no images."""
+    replaced = {int(bad): good for bad, good in told.items()}
+    numbers = [*replaced, *replaced.values()]
+    if not all(type(number) is int and 0 <= number < num_images for number in numbers):
+        raise ValueError(f"replaced names images that there are not (0 to {num_images - 1})")
+    return replaced
+
+
+def _altered(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path / MANIFEST_NAME} is altered (meta: {reason}); restore it from a copy, or delete {path} to "
+        "continue from the checkpoint before"
+    )
 
 
 def _is_within(part: Tensor, whole: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from belvedere.core.errors import BelvedereError, MissingPackageError
 from belvedere.core.files import write_text
 
 WANDB_ID = "wandb-id.txt"
+_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
 class Sink(Protocol):
@@ -110,7 +112,10 @@ def _kept_id(path: Path) -> str:
     """The id in this file, or a new one, written there."""
     if not path.exists():
         write_text(path, uuid.uuid4().hex[:12] + "\n")
-    return path.read_text(encoding="utf-8").strip()
+    found = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not _ID.fullmatch(found):
+        raise BelvedereError(f"{path} holds no id of Weights & Biases; remove it to begin another run there")
+    return found
 
 
 def _missing(package: str, error: ImportError) -> MissingPackageError:

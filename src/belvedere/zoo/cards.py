@@ -104,18 +104,18 @@ def export(
 def read_card(path: Path) -> Card:
     """The card in the file `path`. Raises `WeightsError` listing every mistake in it."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Card.model_validate_json(json.dumps(content))
     except FileNotFoundError as error:
         raise WeightsError(
             f"{path} is missing: weights are read with their card, which says how to build the network; "
             "`belvedere import` writes one for a published checkpoint"
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
         mistakes = [f"{'.'.join(map(str, one['loc'])) or 'card'}: {one['msg']}" for one in error.errors()]
         raise WeightsError(f"{path} is no valid card\n  " + "\n  ".join(mistakes)) from error
+    except (OSError, ValueError, yaml.YAMLError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
 
 
 def checksum(content: bytes) -> str:

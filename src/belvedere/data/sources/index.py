@@ -80,12 +80,35 @@ class Index:
     @staticmethod
     def read(path: Path) -> Index:
         """The index in a file that `write` wrote. Raises DamagedFileError and OSError."""
-        return _mapped(path.absolute(), check=True)
+        arrays, facts = map_arrays(path.absolute(), check=True)
+        if not _is_whole(arrays, facts):
+            raise DamagedFileError("its arrays do not fit each other")
+        return Index(arrays, facts, path=path.absolute())
 
     def __reduce__(self) -> tuple[Callable[..., Index], tuple[Any, ...]]:
         if self.path is not None:
             return _mapped_again, (self.path,)
         return _from_memory, (self._arrays, self._facts)
+
+
+def _is_whole(arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> bool:
+    """Whether these are the arrays of an index: someone may have made the file by hand."""
+    if not {"block", "ends", "labels", "column/size"} <= arrays.keys():
+        return False
+    ends, labels, classes = arrays["ends"], arrays["labels"], facts.get("classes")
+    columns = [values for name, values in arrays.items() if name.startswith("column/")]
+    return (
+        isinstance(classes, list)
+        and all(isinstance(name, str) for name in classes)
+        and isinstance(facts.get("notes"), list)
+        and isinstance(facts.get("meta"), dict)
+        and isinstance(facts.get("fingerprint"), str)
+        and all(len(values) == len(labels) == len(ends) - 1 for values in columns)
+        and ends[0] == 0
+        and ends[-1] == len(arrays["block"])
+        and bool((np.diff(ends) >= 0).all())
+        and bool(((labels >= -1) & (labels < len(classes))).all())
+    )
 
 
 def open_index(

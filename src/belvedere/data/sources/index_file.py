@@ -100,8 +100,37 @@ def _header(file: BinaryIO) -> dict[str, Any]:
     content = file.read(length)
     if zlib.crc32(content) != crc:
         raise DamagedFileError("the header differs from its checksum")
-    header: dict[str, Any] = json.loads(content)
+    try:
+        header = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError("a header that is no JSON") from error
+    if not _is_header(header, at):
+        raise DamagedFileError("a header that is no index's")
     return {**header, "end": at}
+
+
+def _is_header(header: Any, end: int) -> bool:
+    """Whether a header describes arrays that lie between preamble and header."""
+    return (
+        isinstance(header, dict)
+        and isinstance(header.get("facts"), dict)
+        and isinstance(header.get("arrays"), dict)
+        and type(header.get("crc")) is int
+        and all(_is_array(entry, end) for entry in header["arrays"].values())
+    )
+
+
+def _is_array(entry: Any, end: int) -> bool:
+    if not isinstance(entry, dict) or entry.get("type") not in _TYPES:
+        return False
+    offset, length = entry.get("offset"), entry.get("length")
+    return (
+        type(offset) is int
+        and type(length) is int
+        and _PREAMBLE.size <= offset
+        and length >= 0
+        and offset + length * np.dtype(entry["type"]).itemsize <= end
+    )
 
 
 def _checksum(file: BinaryIO, *, until: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from belvedere.core.errors import UsageError
-from belvedere.core.files import sha256, sync_file, sync_folder, write_errors, write_json
+from belvedere.core.files import read_json, sha256, sync_file, sync_folder, write_errors, write_json
 
 MANIFEST_NAME = "export.json"
 _WRITING, _REPLACED = ".{name}.{pid}.writing", ".{name}.{pid}.replaced"
@@ -48,7 +47,7 @@ def check_replaceable(out: Path, *, target: str, source: str) -> None:
     if not out.exists() or not any(out.iterdir()):
         return
     try:
-        manifest = json.loads((out / MANIFEST_NAME).read_text())
+        manifest = read_json(out / MANIFEST_NAME)
         before, listed = (manifest["target"], manifest["source"]), set(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
