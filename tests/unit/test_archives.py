@@ -302,13 +302,18 @@ def test_labels_by_name_by_json_and_none(tmp_path):
         ("g.json", b'{"label": "cat"}'),
         ("g.png", image(6)),
     ]
-    members += [("g.cls", b"dog")]
+    members += [("h.cls", b"dog"), ("h.png", image(7))]
     source = open_tar(str(tarred(tmp_path / "set.tar", members)), None)
     assert source.classes == ("ant", "cat", "dog")
-    assert source.labels.tolist() == [1, 0, -1, -1, -1, -1, 2]
+    assert source.labels.tolist() == [1, 0, -1, -1, -1, -1, 1, 2]
     assert source.skipped == (
-        f"{tmp_path}/set.tar: 1 .cls or .json files could not be read; their images have no label",
+        "1 .cls or .json files could not be read; their images have no label from them",
+        "1 labels in the key 'label' of the .json files are no classes and were left out; e.json: the label "
+        "is 1.5, which is no whole number",
     )
+    tarred(tmp_path / "set.tar", [*members, ("g.cls", b"dog")])
+    with pytest.raises(DataError, match=r"the \.cls files and the key 'label' of the \.json files differ"):
+        open_tar(str(tmp_path / "set.tar"), None)
 
 
 def test_numbers_and_names_together_are_names(tmp_path):

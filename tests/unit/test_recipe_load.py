@@ -140,7 +140,7 @@ def test_the_roles_a_method_can_do_without_may_be_absent(tmp_path: Path) -> None
         (
             "data.path=2024",
             "it must be text that is not empty or a list, each item a section with the keys path, split, "
-            "weight or null",
+            "weight, label, image or null",
         ),
         ("data.path=''", "the text '' is not allowed; it must be text that is not empty"),
         ("data.std=[1, 2]", "the list [1, 2] is not allowed; it must be a list of 3, each a number above 0"),
@@ -249,7 +249,7 @@ def test_all_mistakes_of_a_file_at_once_each_with_its_line(tmp_path: Path) -> No
         f"  {file}:{line_of(file, 'fokal:')}: views.fokal: msn has no view of this name; did you mean focal? "
         "(its views: target, anchor, focal)",
         f"  {file}:{line_of(file, 'extra:')}: data.extra: unknown key (keys here: path, split, mean, std, "
-        "max_bad_share)",
+        "max_bad_share, label, image)",
         f"  {file}:{line_of(file, 'global_batch: 64')}: train.global_batch: given twice, in lines "
         f"{line_of(file, 'global_batch: 128')} and {line_of(file, 'global_batch: 64')}",
         f"  {file}:{line_of(file, 'crop_px:')}: features.crop_px: {no_patches}",

@@ -8,7 +8,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from belvedere.commands.options import add_range, command_parser, count, path, refuse_torchrun
+from belvedere.commands.options import (
+    add_columns,
+    add_range,
+    command_parser,
+    count,
+    path,
+    refuse_torchrun,
+)
 from belvedere.core.errors import EXIT_DONE, UsageError
 from belvedere.core.machine import cpu_count
 
@@ -42,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "source", metavar="SOURCE", help="images: a folder, or any other single source (docs/data.md)"
     )
     parser.add_argument("--split", choices=("train", "test"), help="only this part of SOURCE")
+    add_columns(parser, "SOURCE")
     parser.add_argument("--against", metavar="OTHER", help="evaluation images: which of them are in SOURCE?")
     parser.add_argument("--against-split", choices=("train", "test"), help="only this part of OTHER")
     parser.add_argument(
@@ -115,12 +123,11 @@ def _checked(args: argparse.Namespace) -> dict[str, Any]:
     from belvedere.data.sources.ranged import refuse_range_without_effect
 
     value_range = None if args.range is None else (args.range[0], args.range[1])
-    source = open_source(args.source, split=args.split, value_range=value_range)
+    chosen = {"label": args.label, "image": args.image}
+    source = open_source(args.source, split=args.split, value_range=value_range, **chosen)
     if value_range is not None:
         refuse_range_without_effect(source, value_range)
-    other = None
-    if args.against is not None:
-        other = open_source(args.against, split=args.against_split, value_range=value_range)
+    other = None if args.against is None else _against(args, value_range)
     seen = _looked_at(source, args)
     against = None if other is None else _looked_at(other, args)
     with _Bar("near copies") as bar:
@@ -132,6 +139,14 @@ def _checked(args: argparse.Namespace) -> dict[str, Any]:
         report = {"leakage": found, **report, "against": overview(against)}
         report["against"] |= {"given": args.against, "split": args.against_split}
     return report | {"given": args.source, "split": args.split}
+
+
+def _against(args: argparse.Namespace, value_range: tuple[float, float] | None) -> Source:
+    """The other images, with the same columns where they have any."""
+    from belvedere.data.sources import has_columns, open_source
+
+    chosen = {"label": args.label, "image": args.image} if has_columns(args.against) else {}
+    return open_source(args.against, split=args.against_split, value_range=value_range, **chosen)
 
 
 def _looked_at(source: Source, args: argparse.Namespace) -> Survey:

@@ -107,8 +107,10 @@ def _rows(report: Mapping[str, Any]) -> Iterator[Row]:
             yield "", f"{key}: {reason}"
         if len(unreadable) > _SHOWN:
             yield "", f"and {_number(len(unreadable) - _SHOWN)} more"
-    if report["skipped_folders"]:
-        yield "skipped folders", "; ".join(report["skipped_folders"][:_SHOWN])
+    for number, remark in enumerate(report["remarks"][:_SHOWN]):
+        yield "" if number else "remarks", remark
+    if len(report["remarks"]) > _SHOWN:
+        yield "", f"and {_number(len(report['remarks']) - _SHOWN)} more (--json)"
     yield (
         "stored",
         f"{readable_size(report['bytes'])}, {readable_size(report['bytes'] / max(1, num))} an image",

@@ -6,13 +6,14 @@ import argparse
 
 from belvedere.commands.options import (
     add_backbone,
+    add_columns,
     add_range,
     command_parser,
     path,
     range_for,
     refuse_torchrun,
 )
-from belvedere.commands.stages import Stages
+from belvedere.commands.stages import Stages, tell_remarks
 from belvedere.core.errors import EXIT_DONE
 from belvedere.core.log import output, warn
 
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--split", choices=("train", "test"), help="only this part of --data")
     add_range(parser, default="the card's, else by the rules of docs/data.md")
+    add_columns(parser, "--data")
     parser.add_argument("--out", required=True, type=path, metavar="FILE", help="ends in .npz or .parquet")
     return parser
 
@@ -51,9 +53,11 @@ def run(args: argparse.Namespace) -> int:
 
     check_out(args.out)
     backbone, card = load(args.weights)
-    source = open_source(args.data, split=args.split, value_range=range_for(args, card))
+    chosen = {"label": args.label, "image": args.image}
+    source = open_source(args.data, split=args.split, value_range=range_for(args, card), **chosen)
     if args.range is not None:
         refuse_range_without_effect(source, args.range)
+    tell_remarks(source)
     with Stages() as stages:
         extracted = embed(
             backbone,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from belvedere.commands.options import (
     add_backbone,
+    add_columns,
     add_lambda,
     add_range,
     command_parser,
@@ -19,7 +20,7 @@ from belvedere.commands.options import (
     refuse_ineffective,
     refuse_torchrun,
 )
-from belvedere.commands.stages import Stages
+from belvedere.commands.stages import Stages, tell_remarks
 from belvedere.commands.summary import print_summary
 from belvedere.core.errors import EXIT_DONE, UsageError
 from belvedere.core.log import say
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )
     images.add_argument("--split", choices=("train", "test"), help="only this part of --data")
     add_range(images, default="the card's, else by the rules of docs/data.md")
+    add_columns(images, "--data")
     images.add_argument("--labels", type=path, metavar="CSV", help="labels of images in --data: file,label")
     images.add_argument(
         "--subset", type=path, metavar="FILE", help="train on exactly these images of --data (a paper's list)"
@@ -166,21 +168,33 @@ def _open(args: argparse.Namespace, value_range: tuple[float, float] | None) -> 
     from belvedere.data.sources import open_source, with_labels
     from belvedere.data.sources.ranged import refuse_range_without_effect
 
-    data = open_source(args.data, split=args.split, value_range=value_range)
+    chosen = {"label": args.label, "image": args.image}
+    data = open_source(args.data, split=args.split, value_range=value_range, **chosen)
     if args.range is not None:
         refuse_range_without_effect(data, args.range)
+    tell_remarks(data)
     if args.labels is not None:
         data = with_labels(data, args.labels)
     unlabelled = None
     if args.predict is not None:
         same = Path(args.predict).expanduser().resolve() == Path(args.data).expanduser().resolve()
-        unlabelled = _without_labels(data) if same else open_source(args.predict, value_range=value_range)
-    val = None
-    if args.val is not None:
-        val = open_source(args.val, split=args.val_split, value_range=value_range)
+        unlabelled = _without_labels(data) if same else _opened(args.predict, None, args, value_range)
+    val = None if args.val is None else _opened(args.val, args.val_split, args, value_range)
     if args.subset is not None:
         data, val = _fixed_list(data, val, args)
     return _Images(data, val, unlabelled)
+
+
+def _opened(
+    path: str, split: str | None, args: argparse.Namespace, value_range: tuple[float, float] | None
+) -> Source:
+    """Other images than --data, with the same columns where they have any."""
+    from belvedere.data.sources import has_columns, open_source
+
+    chosen = {"label": args.label, "image": args.image} if has_columns(path) else {}
+    source = open_source(path, split=split, value_range=value_range, **chosen)
+    tell_remarks(source)
+    return source
 
 
 def _without_labels(data: Source) -> Source:
@@ -202,7 +216,8 @@ def _fixed_list(data: Source, val: Source | None, args: argparse.Namespace) -> t
         return listed, val
     if isinstance(data, FolderSource) and data.divided:
         say("scoring the held-out part of --data (test/ or val/)")
-        return listed, open_source(args.data, split="test", value_range=value_range_of(data))
+        chosen = {"label": args.label, "image": args.image}
+        return listed, open_source(args.data, split="test", value_range=value_range_of(data), **chosen)
     taken = {listed.key(index) for index in range(len(listed))}
     rest = [index for index in range(len(data)) if data.key(index) not in taken]
     if not rest:

@@ -132,6 +132,16 @@ def refuse_torchrun(name: str) -> None:
         )
 
 
+def add_columns(parser: argparse._ActionsContainer, what: str) -> None:
+    """Which columns of a source hold labels and images, as `label` and `image`."""
+    for name in ("label", "image"):
+        parser.add_argument(
+            f"--{name}",
+            metavar="NAME",
+            help=f"the column, key or ending of {what} that holds the {name}s, where there are several",
+        )
+
+
 def add_backbone(parser: argparse.ArgumentParser) -> None:
     """What is needed to compute features: weights, device, precision, batch size."""
     parser.add_argument(

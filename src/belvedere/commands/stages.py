@@ -1,11 +1,26 @@
-"""Progress of extracting features, for the commands that do."""
+"""What the commands that extract features say of the images, and their progress."""
 
 from __future__ import annotations
 
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from belvedere.core.log import process_rank
+from belvedere.core.log import process_rank, say
 from belvedere.engine.progress import Progress
+
+if TYPE_CHECKING:
+    from belvedere.data.sources.source import Source
+
+
+def tell_remarks(source: Source, *, most: int = 8) -> None:
+    """Say what a person should know about a source."""
+    from belvedere.data.sources import remarks
+
+    told = remarks(source)
+    for remark in told[:most]:
+        say(f"{source.name}: {remark}")
+    if len(told) > most:
+        say(f"{source.name}: {len(told) - most} more remarks; `belvedere data check --json FILE` lists them")
 
 
 class Stages:

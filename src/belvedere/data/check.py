@@ -20,6 +20,7 @@ from belvedere.data.duplicates import (
     where_equal,
 )
 from belvedere.data.neighbours import Pictures, alike, near_between, near_within
+from belvedere.data.sources.remarks import remarks
 from belvedere.data.sources.source import UNLABELLED, value_range_of
 from belvedere.data.survey import HASH, Depth, Survey
 
@@ -50,6 +51,7 @@ def overview(survey: Survey) -> dict[str, Any]:
         "readable": num_readable,
         "unreadable": {survey.key(at): reason for at, reason in sorted(survey.reasons.items())},
         "skipped_folders": list(getattr(survey.source, "skipped", ())),
+        "remarks": remarks(survey.source),
         "formats": _counted(rows["format"][readable], survey.formats),
         "kinds": _counted(rows["kind"][readable], survey.kinds),
         "values": {kind: _depth(depth) for kind, depth in sorted(survey.depths.items())},

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from belvedere.data.decode import PLAIN
+from belvedere.data.sources.remarks import remarks
 from belvedere.data.sources.source import Source
 
 _UNTRIED, _UNREADABLE = 0, 1
@@ -109,4 +110,5 @@ class DataReport:
             "converted": {kind: names for kind, names in sorted(examples.items()) if names},
             "unreadable": {source.key(index): reason for index, reason in sorted(self._reasons.items())},
             "skipped_folders": list(getattr(source, "skipped", ())),
+            "remarks": remarks(source),
         }

@@ -171,13 +171,26 @@ def _mistakes_of_copy(
             yield ("views", role, name), f"differs from views.{original}.{name}, of which {role} is a copy"
 
 
-class Part(Settings):
+class _Chosen(Settings):
+    """`label` and `image` are what holds the labels and the images of a source that has several columns, keys
+    or endings; null where it has not."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = written(self)
+        unused = [name for name in ("label", "image", "range") if values.get(name, "") is None]
+        return {name: value for name, value in values.items() if name not in unused}
+
+
+class Part(_Chosen):
     """One of several sets of images that are mixed: where it is, which part of it, and its share of what
-    training sees, relative to the other weights."""
+    training sees, relative to the other weights; label, image: as in DataSpec."""
 
     path: Annotated[str, Field(min_length=1)]
     split: Split | None = None
     weight: Positive = 1.0
+    label: Annotated[str, Field(min_length=1)] | None = None
+    image: Annotated[str, Field(min_length=1)] | None = None
 
 
 def _kind(path: Any) -> str:
@@ -193,14 +206,16 @@ PathOrParts = Annotated[
 """Told apart, so that a mistake in a part is reported by that part's key."""
 
 
-class DataSpec(Settings):
+class DataSpec(_Chosen):
     """Where the images are and how their pixels are normalized.
 
     path: whatever `open_source` opens (a folder, a list of files, an archive, an array, a data set by name),
     or a list of such parts with weights. range: [low, high], the values that become black and white in images
     of more than eight bits, others are cut (left out: as docs/data.md says; it is needed for arrays that are
     not uint8). split: one of the parts a source defines (`train`, `test`), or null
-    for all; a list says it for each of its parts. mean, std: per channel, in [0, 1].
+    for all; a list says it for each of its parts. label, image: the column (key, ending) of the labels and
+    of the images, where a source has several; a list says them for each of its parts. mean, std: per channel,
+    in [0, 1].
     max_bad_share: training stops when more than this share of the images asked for could not be read and were
     replaced.
     """
@@ -211,17 +226,15 @@ class DataSpec(Settings):
     std: tuple[Positive, Positive, Positive]
     max_bad_share: Probability
     range: tuple[float, float] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = written(self)
-        return {name: value for name, value in values.items() if name != "range" or value is not None}
+    label: Annotated[str, Field(min_length=1)] | None = None
+    image: Annotated[str, Field(min_length=1)] | None = None
 
     def contradictions(self) -> Contradictions:
         if self.range is not None and self.range[0] >= self.range[1]:
             yield ("", "range must be [low, high], low below high")
-        if isinstance(self.path, tuple) and self.split is not None:
-            yield ("", "split must be null where path is a list; give each of its parts a split")
+        for key in ("split", "label", "image"):
+            if isinstance(self.path, tuple) and getattr(self, key) is not None:
+                yield ("", f"{key} must be null where path is a list; give each of its parts a {key}")
 
 
 def told(path: str | tuple[Part, ...]) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from belvedere.core.errors import EvaluationError
+from belvedere.data.sources.choice import NO_LABEL
 from belvedere.data.sources.source import Source
 from belvedere.engine.precision import Precision
 from belvedere.eval.features import FeatureCard, Progress, extract
@@ -34,6 +35,12 @@ class Labelled:
         return Labelled(self.features[index], self.labels[index], self.classes)
 
 
+def _hint(source: Source) -> str:
+    """What the source says of labels that it holds and that nobody chose."""
+    told = [note for note in getattr(source, "skipped", ()) if note.startswith(NO_LABEL)]
+    return f"{'; '.join(told)}; or name some in a CSV (--labels)" if told else ""
+
+
 def extract_labelled(
     backbone: nn.Module,
     card: FeatureCard,
@@ -50,8 +57,8 @@ def extract_labelled(
     labelled = np.flatnonzero(source.labels >= 0)
     if not len(labelled):
         raise EvaluationError(
-            f"{source.name!r} has no labelled image: put images into one folder per class, or name some in "
-            f"a CSV (--labels)"
+            f"{source.name!r} has no labelled image: "
+            + (_hint(source) or "put images into one folder per class, or name some in a CSV (--labels)")
         )
     extracted = extract(
         backbone,

@@ -21,6 +21,7 @@ def open_images(recipe: Recipe) -> tuple[Recipe, Source, list[str]]:
     Rank 0 looks first: it indexes (unpacks, downloads) what the others then find.
     """
     path, found = data_path(recipe), list[Source]()
+    chosen = {"label": recipe.data.label, "image": recipe.data.image}
 
     def look() -> tuple[str | None, str]:
         """(the split that was opened, why it is not the recipe's)."""
@@ -31,17 +32,17 @@ def open_images(recipe: Recipe) -> tuple[Recipe, Source, list[str]]:
 
     def look_for_split() -> tuple[str | None, str]:
         try:
-            found.append(open_source(path, split=recipe.data.split, value_range=recipe.data.range))
+            found.append(open_source(path, split=recipe.data.split, value_range=recipe.data.range, **chosen))
         except UndividedError as error:
             if not recipe.split_is_default:
                 raise
-            found.append(open_source(path, value_range=recipe.data.range))
+            found.append(open_source(path, value_range=recipe.data.range, **chosen))
             return None, str(error).partition(";")[0]
         return recipe.data.split, ""
 
     split, reason = agree(look, only_main=True)[0]
     if not found:
-        found.append(open_source(path, split=split, value_range=recipe.data.range))
+        found.append(open_source(path, split=split, value_range=recipe.data.range, **chosen))
     notes = list(recipe.remarks)
     if reason:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"split": split})})

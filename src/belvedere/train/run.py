@@ -16,7 +16,7 @@ from belvedere.core.errors import DataError, NonFiniteError
 from belvedere.core.files import DirectoryLock, write_json
 from belvedere.core.log import say
 from belvedere.data.loader import Loader
-from belvedere.data.sources import check_sample
+from belvedere.data.sources import check_sample, remarks
 from belvedere.engine.agreement import agree
 from belvedere.engine.health import measure
 from belvedere.engine.progress import Progress
@@ -39,6 +39,8 @@ from belvedere.train.signals import StopRequest, stop_request
 from belvedere.train.sinks import open_sinks
 from belvedere.train.takeover import take_over
 from belvedere.train.watching import gave_up, open_watch
+
+_TOLD = 8  # remarks on the images, of those that data_report.json lists
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,10 @@ def open_session(recipe: Recipe, device: torch.device) -> Session:
         lambda: refuse_too_large(recipe, plan, memory_here(device.type), elsewhere=elsewhere), only_main=False
     )[dist.rank()]
     session = Session.start(recipe, plan, source, report, device)
-    skipped = getattr(source, "skipped", ())
-    if skipped:
-        gone.append(f"{len(skipped)} folders or files were left out, see data_report.json: {skipped[0]}")
+    told = remarks(source)
+    gone += [f"data: {remark}" for remark in told[:_TOLD]]
+    if len(told) > _TOLD:
+        gone.append(f"data: {len(told) - _TOLD} more remarks are in data_report.json")
     session.notes += notes + gone
     return session
 

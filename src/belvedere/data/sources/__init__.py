@@ -13,8 +13,9 @@ from belvedere.data.report import DataReport
 from belvedere.data.sources.folder import FolderSource
 from belvedere.data.sources.huggingface import from_huggingface
 from belvedere.data.sources.labels import from_list, with_labels
-from belvedere.data.sources.opening import open_source
+from belvedere.data.sources.opening import has_columns, open_source
 from belvedere.data.sources.ranged import with_range
+from belvedere.data.sources.remarks import remarks
 from belvedere.data.sources.source import UNLABELLED, ArraySource, Source, inspect, read, relabelled, subset
 
 
@@ -63,10 +64,12 @@ __all__ = [
     "describe",
     "from_huggingface",
     "from_list",
+    "has_columns",
     "inspect",
     "open_source",
     "read",
     "relabelled",
+    "remarks",
     "subset",
     "with_labels",
     "with_range",

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 from belvedere.core.errors import DataError
 from belvedere.data.sources.access import ReadError, Stretches, is_url, remote_version, size_of
+from belvedere.data.sources.folder import EXTENSIONS
 from belvedere.data.sources.index import Index, IndexWriter, open_index
 from belvedere.data.sources.indexed import LARGEST_BYTES, IndexedSource, rows_of_split, value
-from belvedere.data.sources.layout import folder_of, image_name, layout_of
+from belvedere.data.sources.layout import folder_of, layout_of, member_name
+from belvedere.data.sources.members import Left
 
 # Layouts from PKWARE's APPNOTE.TXT, 4.3
 _END = struct.Struct("<IHHHHIIH")
@@ -28,6 +30,8 @@ _MOST_COMMENT = 65535
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _STORED, _DEFLATED, _BZIP2 = 0, 8, 12
 _IN_EXTRA = 0xFFFFFFFF
+_SIGNATURE_MARK = 0x05054B50
+_MOST = 1 << 62  # in the place of larger numbers, which no file has
 
 
 class _Member(NamedTuple):
@@ -47,7 +51,7 @@ def open_zip(path: str, split: str | None) -> IndexedSource:
     count for nothing. Raises DataError.
     """
     where = path if is_url(path) else str(Path(path).expanduser().resolve())
-    identity = {"kind": "zip", "path": where, "remote": remote_version(where)}
+    identity = {"kind": "zip", "rules": 2, "path": where, "remote": remote_version(where)}
 
     def build(writer: IndexWriter) -> None:
         if not is_url(where):
@@ -70,23 +74,30 @@ def _stem(path: str) -> str:
 
 def _build(writer: IndexWriter, path: str) -> None:
     """Add the images of an archive, part by part."""
-    directory, base = _directory(path)
+    directory = _directory(path)
     folders: set[str] = set()
     num_images = num_encrypted = 0
-    for member in _images(directory, base, path):
+    left = Left()
+    for member in _images(directory, path, left):
         folders.add(folder_of(member.name))
         num_images += 1
         num_encrypted += member.encrypted
+    for told in left.told():
+        writer.note(told)
     if not num_images:
-        raise DataError(f"{path} (data.path) holds no image file")
+        raise DataError(
+            f"{path} (data.path) holds no image file" + "".join(f"; {told}" for told in left.told())
+        )
     if num_encrypted == num_images:
         raise DataError(f"{path} (data.path) is encrypted; unpack it, and give the folder")
-    layout = layout_of(folders)
+    layout = layout_of(folders, path)
+    if layout.note is not None:
+        writer.note(layout.note)
     parts: dict[str, list[int]] = {}
     of_folder = {folder: (layout.part(folder), layout.label(folder)) for folder in folders}
-    for part in layout.parts or ("",):
+    for part in sorted(set(layout.parts.values())) or ("",):
         first = writer.count
-        for member in _images(directory, base, path):
+        for member in _images(directory, path, Left()):
             its_part, label = of_folder[folder_of(member.name)]
             if its_part == part:
                 _add(writer, member, label)
@@ -107,8 +118,19 @@ def _add(writer: IndexWriter, member: _Member, label: str | None) -> None:
     )
 
 
-def _directory(path: str) -> tuple[bytes, int]:
-    """The bytes of the central directory, and what to add to the offsets in it (bytes before the archive)."""
+class _Directory(NamedTuple):
+    """The central directory's bytes, and what to add to the offsets in it (bytes before the archive).
+
+    num_members: how many members the end record says there are, modulo `modulo`."""
+
+    entries: bytes
+    base: int
+    num_members: int
+    modulo: int
+
+
+def _directory(path: str) -> _Directory:
+    """The central directory of an archive; raises DataError."""
     stretches = Stretches()
     total = size_of(path)
     tail_at = max(0, total - _END.size - _MOST_COMMENT - _LOCATOR_64.size - _END_64.size)
@@ -118,48 +140,87 @@ def _directory(path: str) -> tuple[bytes, int]:
         raise DataError(
             f"{path} (data.path) is no zip archive, or is cut short: it has no directory at its end"
         )
-    _, disk, _, _, _, size, offset, _ = _END.unpack_from(tail, at)
-    end = tail_at + at
+    _, disk, _, _, count, size, offset, _ = _END.unpack_from(tail, at)
+    end, modulo = tail_at + at, 1 << 16  # what writes more members than that without 64 bits counts anew
     locator_at = at - _LOCATOR_64.size
     if locator_at >= 0 and tail[locator_at : locator_at + 4] == b"PK\x06\x07":
-        end, disk, size, offset = _directory_64(stretches, path, tail_at + locator_at, tail[locator_at:])
+        wide = _directory_64(stretches, path, tail_at + locator_at, tail[locator_at:])
+        end, disk, count, size, offset = wide
+        modulo = 1 << 64
     base = end - size - offset
     if disk or base < 0:
-        raise DataError(f"{path} (data.path) is one part of a split zip archive, or is damaged")
-    return stretches.read(path, base + offset, size), base
+        raise DataError(
+            f"{path} (data.path) is one part of a split zip archive, or is damaged; join its parts, or pack "
+            f"it anew"
+        )
+    return _Directory(stretches.read(path, base + offset, size), base, count, modulo)
 
 
 def _directory_64(
     stretches: Stretches, path: str, locator_at: int, locator: bytes
-) -> tuple[int, int, int, int]:
-    """Where the 64-bit end record is, its disk, and size and offset of the directory."""
+) -> tuple[int, int, int, int, int]:
+    """Where the 64-bit end record is, its disk, and number of members, size and offset of the directory."""
     _, _, stated, _ = _LOCATOR_64.unpack_from(locator)
     for at in (stated, locator_at - _END_64.size):  # the second where bytes stand before the archive
+        if not 0 <= at < locator_at:
+            continue
         record = stretches.read(path, at, _END_64.size, short=True)
         if len(record) == _END_64.size and record[:4] == b"PK\x06\x06":
-            _, _, _, _, disk, _, _, _, size, offset = _END_64.unpack(record)
-            return at, disk, size, offset
+            _, _, _, _, disk, _, _, count, size, offset = _END_64.unpack(record)
+            return at, disk, count, size, offset
     raise DataError(f"{path} (data.path) is a damaged zip archive: its 64-bit directory is not where it says")
 
 
-def _images(directory: bytes, base: int, path: str) -> Iterator[_Member]:
-    """The members that are images."""
-    at = 0
-    while at + _ENTRY.size <= len(directory):
-        entry = _ENTRY.unpack_from(directory, at)
+def _images(directory: _Directory, path: str, left: Left) -> Iterator[_Member]:
+    """The members that are images; left: told the others. Raises DataError for a directory that holds another
+    number of members than the archive says, or that ends in the middle of one."""
+    entries = directory.entries
+    at = count = 0
+    while at + _ENTRY.size <= len(entries):
+        entry = _ENTRY.unpack_from(entries, at)
         mark, _, _, flags, method, _, _, crc, packed, size, named, extra, comment, _, _, _, offset = entry
-        if mark != _ENTRY_MARK:
-            raise DataError(f"{path} (data.path) is a damaged zip archive: its directory ends in the middle")
+        if mark == _SIGNATURE_MARK:
+            break
         start = at + _ENTRY.size
-        raw = directory[start : start + named]
         at = start + named + extra + comment
-        name = image_name(raw.decode("utf-8" if flags & _UTF8 else "cp437", "surrogateescape"))
+        if mark != _ENTRY_MARK or at > len(entries):
+            raise DataError(_damaged(path, f"its directory is broken behind {count} members"))
+        count += 1
+        raw = entries[start : start + named].decode("utf-8" if flags & _UTF8 else "cp437", "surrogateescape")
+        name = _taken(raw, left)
         if name is None:
             continue
         if _IN_EXTRA in (size, packed, offset):
-            fields = directory[start + named : start + named + extra]
+            fields = entries[start + named : start + named + extra]
             size, packed, offset = _wide(fields, size, packed, offset)
-        yield _Member(name, base + offset, packed, size, crc, method, bool(flags & _ENCRYPTED))
+        size, packed, offset = (min(each, _MOST) for each in (size, packed, directory.base + offset))
+        yield _Member(name, offset, packed, size, crc, method, bool(flags & _ENCRYPTED))
+    if (count - directory.num_members) % directory.modulo:
+        raise DataError(
+            _damaged(path, f"it says it has {directory.num_members} members, and its directory {count}")
+        )
+
+
+def _damaged(path: str, how: str) -> str:
+    return (
+        f"{path} (data.path) is a damaged zip archive: {how}; repair it (zip -FF {path} --out "
+        f"repaired.zip) or pack it anew"
+    )
+
+
+def _taken(raw: str, left: Left) -> str | None:
+    """The name of a member that is an image to take."""
+    if raw.endswith("/"):
+        return None
+    name = member_name(raw)
+    if name is None:
+        left.add("hidden members were left out", raw)
+        return None
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in EXTENSIONS:
+        left.add(f"{suffix or 'other'} files were not used", name)
+        return None
+    return name
 
 
 def _wide(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, int]:
@@ -168,7 +229,8 @@ def _wide(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, 
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
         if kind == 1:
-            values = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
+            held = min(length, len(extra) - at - 4) // 8  # the field may say more than there is
+            values = iter(struct.unpack_from(f"<{held}Q", extra, at + 4))
             wide = [next(values, each) if each == _IN_EXTRA else each for each in (size, packed, offset)]
             return wide[0], wide[1], wide[2]
         at += 4 + length

@@ -13,18 +13,21 @@ from numpy.typing import NDArray
 
 from belvedere.core.errors import DataError, MissingPackageError, UndividedError
 from belvedere.data.decode import UnreadableImage
-from belvedere.data.sources.columns import LABEL_COLUMNS, columns_of
+from belvedere.data.sources.choice import NotAClassError
+from belvedere.data.sources.columns import Columns, class_of, columns_of, number_of, unusable
 from belvedere.data.sources.indexed import numbered_classes
 from belvedere.data.sources.mapped import shared_folder
+from belvedere.data.sources.parts import HELD_OUT, TRAIN, part_named
 from belvedere.data.sources.source import SHARED_BYTES, UNLABELLED, Source
 
 PREFIX = "hf:"
-_SPLITS = {"train": ("train",), "test": ("test", "validation", "val", "valid")}
 _ROWS_AT_ONCE = 4096
 _TOLD_BY = "a datasets.Dataset"
 
 
-def open_huggingface(path: str, split: str | None) -> Source:
+def open_huggingface(
+    path: str, split: str | None, *, label: str | None = None, image: str | None = None
+) -> Source:
     """The data set in the folder of `hf:DIR`, as `Dataset.save_to_disk` wrote it; nothing is downloaded.
 
     split: which one of a DatasetDict; all of them without. Raises DataError, or MissingPackageError without
@@ -44,14 +47,22 @@ def open_huggingface(path: str, split: str | None) -> Source:
             f"{folder} (data.path) is no folder that save_to_disk wrote, or is damaged: "
             f"{' '.join(str(error).split())}; for Parquet files, leave out {PREFIX}"
         ) from error
-    return from_huggingface(loaded, split=split, name=folder.resolve().name)
+    return from_huggingface(loaded, split=split, name=folder.resolve().name, label=label, image=image)
 
 
-def from_huggingface(dataset: Any, *, split: str | None = None, name: str | None = None) -> Source:
+def from_huggingface(
+    dataset: Any,
+    *,
+    split: str | None = None,
+    name: str | None = None,
+    label: str | None = None,
+    image: str | None = None,
+) -> Source:
     """The images of a `datasets.Dataset`, or of a DatasetDict's split (all of its splits without one).
 
     Images are taken as they are stored, in its column of images (`image`, `img`, or the only one), labels
-    from `label`, `labels` or `fine_label`. Raises DataError for other objects, columns or splits.
+    from the only column that is called a label, a class, a category or a target. label, image: the columns to
+    take, where there are several. Raises DataError for other objects, columns or splits.
     """
     datasets = _package()
     if isinstance(dataset, datasets.DatasetDict):
@@ -69,7 +80,8 @@ def from_huggingface(dataset: Any, *, split: str | None = None, name: str | None
         raise DataError(f"{kind} is not {_TOLD_BY} or a DatasetDict{remedy}")
     if not len(dataset):
         raise DataError("the data set holds no image")
-    return _HuggingFaceSource(dataset, name or getattr(dataset.info, "dataset_name", None) or "huggingface")
+    name = name or getattr(dataset.info, "dataset_name", None) or "huggingface"
+    return _HuggingFaceSource(dataset, name, label=label, image=image)
 
 
 def _package() -> Any:
@@ -86,26 +98,34 @@ def _parts(dataset: Any, split: str | None) -> dict[str, Any]:
     """The splits that are wanted, in their order."""
     if split is None:
         return dict(dataset)
-    found = next((name for name in _SPLITS[split] if name in dataset), None)
-    if found is None:
+    wanted = (TRAIN,) if split == TRAIN else HELD_OUT
+    named = {name: part_named(name) for name in dataset}
+    part = next((part for part in wanted if part in named.values()), None)
+    if part is None:
         raise DataError(f"data.split is {split!r}, but the data set has only {', '.join(dataset)}")
-    return {found: dataset[found]}
+    return {name: dataset[name] for name in dataset if named[name] == part}
 
 
 class _HuggingFaceSource:
     """Rows of a data set, by number; its own files are mapped into memory, by it."""
 
-    def __init__(self, dataset: Any, name: str) -> None:
+    def __init__(self, dataset: Any, name: str, *, label: str | None, image: str | None) -> None:
         import datasets
 
         self.name = name
         schema = dataset.with_format("arrow").features.arrow_schema
-        self._column, label, _ = columns_of(schema, "the data set")
-        wanted = [self._column] if label is None else [self._column, label]
+        columns = columns_of(schema, name, image=image, label=label)
+        self._column, holder = columns.image, columns.label_column
+        wanted = [self._column] if holder is None else [self._column, holder]
         table = dataset.select_columns(wanted)
         if isinstance(table.features[self._column], datasets.Image):
             table = table.cast_column(self._column, datasets.Image(decode=False))
-        self.labels, self.classes = _labelled(table, label)
+        try:
+            self.labels, self.classes = _labelled(table, columns, name)
+        except NotAClassError as error:
+            columns = columns.without_labels(unusable(columns, error))
+            self.labels, self.classes = _labelled(table, columns, name)
+        self.skipped = columns.notes
         self._rows = table.select_columns([self._column]).with_format(None)
 
     def __len__(self) -> int:
@@ -139,7 +159,9 @@ class _HuggingFaceSource:
         return self.__dict__
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(f"{len(self)} {self.classes}".encode(), digest_size=16)
+        digest = hashlib.blake2b(
+            f"{len(self)} {self.classes}".encode("utf-8", "surrogateescape"), digest_size=16
+        )
         for sizes in _stored_sizes(self._rows, self._column):
             digest.update(sizes.tobytes())
         digest.update(self.labels.tobytes())
@@ -166,20 +188,18 @@ def _stored_sizes(rows: Any, column: str) -> Iterator[NDArray[np.int64]]:
         yield np.asarray(sizes.to_numpy(), dtype=np.int64)
 
 
-def _labelled(table: Any, label: str | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels [N] and the names of the classes."""
-    if label is None:
+def _labelled(table: Any, columns: Columns, where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels [N] and the names of the classes. Raises DataError, and NotAClassError as `class_of` does."""
+    if columns.label is None:
         return np.full(len(table), UNLABELLED, dtype=np.int64), ()
-    column = table.select_columns([label]).with_format("arrow")[:].column(label)
-    names = getattr(table.features[label], "names", None)
-    given = [None if each is None else str(each) for each in column.to_pylist()]
+    column = table.select_columns([columns.label_column]).with_format("arrow")[:].column(columns.label_column)
+    given = [class_of(each, columns, where) for each in columns.values(column.to_pylist())]
     texts = sorted({each for each in given if each is not None})
-    classes = list(names) if names else numbered_classes(texts, "the data set")
-    if classes is None:
+    if columns.classes is None:
+        columns = columns._replace(classes=numbered_classes(texts, where))
+    if columns.classes is None:
         number = {text: at for at, text in enumerate(texts)}
         labels = [UNLABELLED if each is None else number[each] for each in given]
         return np.array(labels, dtype=np.int64), tuple(texts)
-    numbers = np.array([UNLABELLED if each is None else int(each) for each in given], dtype=np.int64)
-    if numbers.min() < UNLABELLED or numbers.max() >= len(classes):
-        raise DataError(f"column {label!r} of {LABEL_COLUMNS} holds labels outside 0..{len(classes) - 1}")
-    return numbers, tuple(classes)
+    numbers = [UNLABELLED if each is None else number_of(each, columns, where) for each in given]
+    return np.array(numbers, dtype=np.int64), tuple(columns.classes)

@@ -12,7 +12,7 @@ from belvedere.core.errors import DataError
 from belvedere.data.decode import UnreadableImage
 from belvedere.data.sources.access import ReadError
 from belvedere.data.sources.index import Index
-from belvedere.data.sources.layout import rows_wanted
+from belvedere.data.sources.parts import rows_wanted
 from belvedere.data.sources.source import UNLABELLED
 
 LARGEST_BYTES = 1 << 30

@@ -7,56 +7,54 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from belvedere.core.errors import DataError, UndividedError
 from belvedere.data.sources.folder import EXTENSIONS
+from belvedere.data.sources.parts import class_like_part, part_named, parts_of
 
-TRAIN = "train"
-HELD_OUT = ("test", "val")  # in this order, for `split: test`
-_FILE_PARTS = {
-    "train": TRAIN,
-    "test": "test",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-}
-_FILE_PART = re.compile(r"(?:.*[-_.])?(train|test|validation|valid|val|dev)(?:[-_.0-9].*)?$", re.IGNORECASE)
 _UNUSUAL = re.compile(r"\\|//|^/|(?:^|/)(?:\.|__MACOSX/)")
 
 
 class Layout(NamedTuple):
-    """depth: how many folders wrap all images and say nothing. parts: the folders below those, when they
-    divide the images into train and val or test."""
+    """part_at: which folder of a name says the part. parts: what these folders are called, and the part
+    (train, val, test) that each of them is; empty when the images are not divided. label_at: which folder is
+    the class. note: what to tell about all this."""
 
-    depth: int
-    parts: tuple[str, ...]
+    part_at: int
+    parts: dict[str, str]
+    label_at: int
+    note: str | None = None
 
     def label(self, folder: str) -> str | None:
-        """The first folder below the wrapping ones and the part; None for an image in none."""
+        """The class of an image in this folder; None for an image in none."""
         below = folder.split("/") if folder else []
-        at = self.depth + (1 if self.parts else 0)
-        return below[at] if len(below) > at else None
+        return below[self.label_at] if len(below) > self.label_at else None
 
     def part(self, folder: str) -> str:
         """The part of an image in this folder; empty when there are no parts."""
-        return folder.split("/")[self.depth] if self.parts else ""
+        return self.parts[folder.split("/")[self.part_at]] if self.parts else ""
 
 
-def layout_of(folders: Iterable[str]) -> Layout:
+def layout_of(folders: Iterable[str], where: str) -> Layout:
     """The layout of images that lie in these folders (`a/b`; empty: at the top).
 
     Folders that all images share are no classes. What is left is divided, when nothing lies at its top but
-    the folders train/ and val/ or test/.
+    folders that are called as parts are; or a shared folder is the only part there is. Raises DataError where
+    some folders are parts and others none.
     """
     paths = [folder.split("/") if folder else [] for folder in folders]
     depth = _shared(paths)
+    for at, name in enumerate(min(paths)[:depth]):
+        if part_named(name):
+            return Layout(at, {name: part_named(name)}, depth)
     tops = {path[depth] if len(path) > depth else "" for path in paths}
-    divided = TRAIN in tops and len(tops) > 1 and tops <= {TRAIN, *HELD_OUT}
-    return Layout(depth, tuple(sorted(tops)) if divided else ())
+    parts = parts_of(tops, where)
+    if not parts:
+        return Layout(depth, {}, depth, class_like_part(tops))
+    rests = [path[depth + 1 :] for path in paths]
+    below = min(_shared(rests), max(0, min(map(len, rests)) - 1))  # a last folder is the class
+    return Layout(depth, parts, depth + 1 + below)
 
 
 def _shared(paths: list[list[str]]) -> int:
@@ -72,11 +70,9 @@ def short_names(files: list[str], suffix: str) -> list[str]:
     return ["/".join(path[depth:]).removesuffix(suffix) for path in paths]
 
 
-def image_name(name: str) -> str | None:
-    """The name of an archive's member with `/` between folders; None when it is no image to take: another
-    kind of file, a hidden one, or what macOS adds to archives."""
-    if os.path.splitext(name)[1].lower() not in EXTENSIONS:
-        return None
+def member_name(name: str) -> str | None:
+    """The name of an archive's member with `/` between folders; None for a hidden one and for what macOS adds
+    to archives."""
     if not _UNUSUAL.search(name):
         return name
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
@@ -85,39 +81,10 @@ def image_name(name: str) -> str | None:
     return "/".join(parts)
 
 
+def image_name(name: str) -> str | None:
+    """`member_name` of an image; None for another kind of file too."""
+    return member_name(name) if os.path.splitext(name)[1].lower() in EXTENSIONS else None
+
+
 def folder_of(name: str) -> str:
     return name.rpartition("/")[0]
-
-
-def part_of_file(path: str) -> str:
-    """The part that a file holds by its name (`train-00000-of-00004.parquet`) or else its folder's
-    (`test/0000.parquet`): train, test or val; empty when neither says so."""
-    file = PurePosixPath(path)
-    match = _FILE_PART.fullmatch(file.stem)
-    return _FILE_PARTS.get((match.group(1) if match else file.parent.name).lower(), "")
-
-
-def part_wanted(parts: Iterable[str], split: str | None, where: str) -> str | None:
-    """Which of the parts a data.split names; None for all of them. Raises DataError."""
-    if split is None:
-        return None
-    there = set(parts)
-    found = next((part for part in ((TRAIN,) if split == TRAIN else HELD_OUT) if part in there), None)
-    if found is None:
-        listed = ", ".join(sorted(part for part in there if part))
-        kind = DataError if listed else UndividedError
-        raise kind(
-            f"data.split is {split!r}, but {where} (data.path) "
-            + (f"has only the parts {listed}" if listed else "is not divided into train and val or test")
-            + "; set data.split=null to take all its images"
-        )
-    return found
-
-
-def rows_wanted(
-    parts: Mapping[str, tuple[int, int]], total: int, *, split: str | None, where: str
-) -> tuple[int, int]:
-    """The first row, and the one behind the last, of a split. Raises DataError."""
-    part = part_wanted(parts, split, where)
-    first, end = (0, total) if part is None else parts[part]
-    return first, end

@@ -12,13 +12,15 @@ import numpy as np
 from belvedere.core.errors import BelvedereError, DataError, MissingPackageError, UndividedError
 from belvedere.data.decode import UnreadableImage
 from belvedere.data.sources.access import ReadError, fetched_whole, is_url
+from belvedere.data.sources.choice import listed, told_label
 from belvedere.data.sources.index import Index, IndexWriter, open_index
-from belvedere.data.sources.lines import Line, Mistake, read_lines
+from belvedere.data.sources.lines import Line, ListFile, Mistake
 from belvedere.data.sources.local import read_file
+from belvedere.data.sources.parts import HELD_OUT, TEST, part_named
 
 LISTS = frozenset({".txt", ".csv", ".tsv", ".jsonl"})
 _LISTED = 10
-_HELD_OUT = ("test", "val", "validation")  # the first of them that a list knows is `split: test`
+_RULES = 2  # of what a list says; an index of other rules is not used again
 
 
 class ListSource:
@@ -30,7 +32,7 @@ class ListSource:
 
     def __init__(self, name: str, folder: Path, index: Index) -> None:
         self.name, self.folder, self.index = name, folder, index
-        self.classes, self.labels = index.classes, index.labels
+        self.classes, self.labels, self.skipped = index.classes, index.labels, index.notes
 
     def __reduce__(self) -> tuple[Callable[..., ListSource], tuple[str, Path, Index]]:
         return ListSource, (self.name, self.folder, self.index)  # the arrays are the index's, which is mapped
@@ -50,34 +52,44 @@ class ListSource:
         return self.index.fingerprint
 
 
-def open_list(path: Path, split: str | None) -> ListSource:
+def open_list(
+    path: Path, split: str | None, *, label: str | None = None, image: str | None = None
+) -> ListSource:
     """The images that a list names: `.txt`, one a line; `.csv` or `.tsv` with a header, or `.jsonl`, with
     `file` (or `path`), and perhaps `label` and `split`.
 
-    split: only for a list that says it of every image; `test` is `test`, or else `val` or `validation`. An
-    empty label is none. Raises DataError naming all mistakes together, with their lines, and
-    MissingPackageError for URLs that need a package.
+    split: only for a list that says it of every image. An empty label is none. label, image: the columns to
+    take. What the list says and was not used is in `skipped`. Raises DataError naming all mistakes together,
+    with their lines, and MissingPackageError for URLs that need a package.
     """
     path = Path(os.path.abspath(path))
-    identity = {"kind": "list", "path": str(path), "split": split}
-    index = open_index(identity, lambda writer: _find(path, split, writer), describe=str(path))
+    chosen = {"label": label, "image": image, "rules": _RULES}
+    identity = {"kind": "list", "path": str(path), "split": split, **chosen}
+
+    def build(writer: IndexWriter) -> None:
+        _find(path, split, writer, label=label, image=image)
+
+    index = open_index(identity, build, describe=str(path))
     for scheme in index.meta["schemes"]:
         _check_scheme(scheme, path)
     return ListSource(path.name, path.parent, index)
 
 
-def _find(path: Path, split: str | None, writer: IndexWriter) -> None:
+def _find(
+    path: Path, split: str | None, writer: IndexWriter, *, label: str | None, image: str | None
+) -> None:
     """Write down what a list names."""
     mistakes, hashes = _Mistakes(), array("q")
     try:
         writer.stamp(path)
-        divided = _write_down(path, split, writer, mistakes=mistakes, hashes=hashes)
+        lines = ListFile(path, image=image, label=label)
+        divided = _write_down(lines, split, writer, mistakes=mistakes, hashes=hashes)
         if split is not None and hashes and not divided:
             raise UndividedError(
                 f"data.split is {split!r}, but {path} (data.path) says no split of its images; "
                 f"set data.split=null, or give each line a `split` (.csv, .tsv, .jsonl)"
             )
-        _name_repeated(path, hashes, mistakes)
+        _name_repeated(lines, hashes, mistakes)
     except OSError as error:
         raise DataError(f"{path} (data.path) cannot be read: {error.strerror or error}") from error
     mistakes.raise_all(path)
@@ -87,43 +99,68 @@ def _find(path: Path, split: str | None, writer: IndexWriter) -> None:
 
 
 def _write_down(
-    path: Path, split: str | None, writer: IndexWriter, *, mistakes: _Mistakes, hashes: array[int]
+    lines: ListFile, split: str | None, writer: IndexWriter, *, mistakes: _Mistakes, hashes: array[int]
 ) -> bool:
     """Write down the lines of one part, and the hashes of all names; returns whether any line says a part."""
-    part = split if split != "test" else _held_out(path)
-    divided, schemes = False, set()
-    for line in read_lines(path):
+    part = split if split != TEST else _held_out(lines)
+    schemes, others = set(), dict[str, int]()
+    divided = False
+    for line in lines:
         if isinstance(line, Mistake):
             mistakes.add(line)
             continue
         hashes.append(hash(line.file))
         divided = divided or line.split is not None
+        named = part_named(line.split or "")
         if split is not None and line.split is None:
             mistakes.add(Mistake(line.number, f"{line.file!r} has no split, but data.split is {split!r}"))
-        elif part is None or line.split == part:
+        elif part is None or named == part:
             writer.add(line.file, label=line.label)
             if is_url(line.file):
                 schemes.add(line.file.split("://")[0])
-        elif line.label is not None:  # the same numbers in every part
+            continue
+        elif not named:
+            others[line.split or ""] = others.get(line.split or "", 0) + 1
+        if line.label is not None:  # the same numbers in every part
             writer.declare([line.label])
     writer.meta["schemes"] = sorted(schemes)
+    _tell(lines, others, writer)
     return divided
 
 
-def _held_out(path: Path) -> str:
-    """What the list calls the part that is not trained on."""
-    found = {line.split for line in read_lines(path) if isinstance(line, Line)}
-    return next((name for name in _HELD_OUT if name in found), _HELD_OUT[0])
+def _held_out(lines: ListFile) -> str:
+    """What the list has of the parts that are not trained on."""
+    found = {part_named(line.split or "") for line in lines if isinstance(line, Line)}
+    return next((name for name in HELD_OUT if name in found), TEST)
 
 
-def _name_repeated(path: Path, hashes: array[int], mistakes: _Mistakes) -> None:
+def _tell(lines: ListFile, others: dict[str, int], writer: IndexWriter) -> None:
+    """Note what the list says and was not used."""
+    unused = lines.columns.unused
+    told = told_label(lines.columns.label, unused, "column")
+    if told is not None:
+        writer.note(told)
+    if unused and (told is None or lines.columns.label is not None):
+        writer.note(f"columns that were not used: {listed(unused)}")
+    if lines.num_blank:
+        writer.note(f"{lines.num_blank} empty lines were left out")
+    if lines.num_predicted:
+        writer.note(f"{lines.num_predicted} labels that a classifier predicted were left out")
+    if others:
+        writer.note(
+            f"{sum(others.values())} lines were left out, whose split is neither train, val nor test: "
+            f"{listed(others)}"
+        )
+
+
+def _name_repeated(lines: ListFile, hashes: array[int], mistakes: _Mistakes) -> None:
     """Find the names that come again by the hashes [N] of all, so that a million names are not held."""
     values, counts = np.unique(np.frombuffer(hashes, dtype=np.int64), return_counts=True)
     again = set(values[counts > 1].tolist())
     if not again:
         return
     first: dict[str, int] = {}
-    for line in read_lines(path):
+    for line in lines:
         if isinstance(line, Line) and hash(line.file) in again:
             before = first.setdefault(line.file, line.number)
             if before != line.number:

@@ -1,26 +1,33 @@
-"""The images of one tar file, with what lies beside them.
-
-A sample of WebDataset is a run of members of the same name up to the first dot: an image and files beside it
-(`.cls`: its class, `.json`: its class as "label"). Where nothing lies beside an image, it stands for itself.
-"""
+"""The members of one tar file: images, and the files beside them that may say their labels."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
+import struct
 import tarfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from belvedere.core.errors import DataError
+from belvedere.core.files import readable_size
 from belvedere.data.sources.access import file_system, is_url
-from belvedere.data.sources.layout import image_name
+from belvedere.data.sources.folder import EXTENSIONS
+from belvedere.data.sources.layout import member_name
 
 SPARSE = -1
 """In the place of an offset: a member that is not stored in one piece."""
+LARGEST_LABEL = 1 << 20
 _MAGICS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")
-_LARGEST_LABEL = 1 << 20
+_LARGEST_READ = 4 << 20  # of a header, a long name or a label; images are not read here
+_WORD = re.compile(r"[A-Za-z_][\w-]*")
+_MOST = 1 << 62
+_NAMED = 3
+_BROKEN = (
+    *(tarfile.TarError, EOFError, OSError, ValueError, OverflowError, IndexError, KeyError),
+    *(RecursionError, MemoryError, struct.error),
+)
 
 
 class Image(NamedTuple):
@@ -31,61 +38,106 @@ class Image(NamedTuple):
     size: int
 
 
-class _Sample:
-    """The members of one name up to the first dot."""
+class Beside(NamedTuple):
+    """A file that is no image: its name, and its bytes where it was to be read; None where it was not, or is
+    larger than LARGEST_LABEL."""
 
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.images: list[Image] = []
-        self.beside = False
-        self.label: str | None = None
-
-    def images_of_it(self) -> list[Image]:
-        """One image where there is something beside it (`x.jpg` before `x.mask.png`), else all."""
-        if not self.beside or len(self.images) < 2:
-            return self.images
-        plain = [image for image in self.images if image.name.rpartition("/")[2].count(".") == 1]
-        return (plain or self.images)[:1]
+    name: str
+    content: bytes | None
 
 
-def samples(path: str, *, note: Callable[[str], None]) -> Iterator[tuple[Image, str | None]]:
-    """Each image of a tar file (local path or URL) and its label, None where nothing beside it says one.
+class Left:
+    """What was left out of a tar file, counted and with the first names."""
 
-    note: told what was left out. Raises DataError for a file that is compressed, cut short or no tar file.
+    def __init__(self) -> None:
+        self.num: Counter[str] = Counter()
+        self.first: dict[str, list[str]] = {}
+
+    def add(self, what: str, name: str) -> None:
+        self.num[what] += 1
+        names = self.first.setdefault(what, [])
+        if len(names) < _NAMED:
+            names.append(name)
+
+    def told(self) -> Iterator[str]:
+        """One line for each kind of what was left out."""
+        for what, count in self.num.items():
+            more = ", ..." if count > len(self.first[what]) else ""
+            yield f"{count} {what}: {', '.join(self.first[what])}{more}"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's key and its ending: what stands before and behind the last dot of its name.
+
+    `scan_0.05.png` is `scan_0.05` and `png`, and `x.left.png` is `x.left` and `png`.
     """
-    num_images, num_links, num_bad = 0, 0, 0
-    sample = _Sample("")
+    folder, slash, file = name.rpartition("/")
+    stem, suffix = os.path.splitext(file)
+    return folder + slash + stem, suffix[1:].lower()
+
+
+def shorter_keys(key: str) -> Iterator[str]:
+    """A key without one, two, ... words at its end: `x.left` is of the sample `x`; numbers are no such
+    words: `scan_0.05` is of no other sample."""
+    while True:
+        rest, dot, word = key.rpartition(".")
+        if not dot or "/" in word or not rest or rest.endswith("/") or not _WORD.fullmatch(word):
+            return
+        yield rest
+        key = rest
+
+
+def members(path: str, *, read: frozenset[str], left: Left) -> Iterator[Image | Beside]:
+    """The images of a tar file (local path or URL) and the files that lie beside them.
+
+    read: the endings of the files whose content is wanted. Hidden members and what macOS adds are left out,
+    as are links to images. Raises DataError for a file that is compressed, cut short or no tar file.
+    """
+    num_images = 0
     try:
         with _opened(path) as file:
             _refuse_compressed(file, path)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in _members(tar, path):
-                    match = _SAMPLE.fullmatch(member.name.removeprefix("./"))
-                    key = match.group(1) if match else member.name
-                    if key != sample.key:
-                        yield from ((image, sample.label) for image in sample.images_of_it())
-                        sample = _Sample(key)
-                    name = image_name(member.name)
-                    num_links += name is not None and not member.isreg()
-                    if name is not None and member.isreg():
-                        sample.images.append(_image(name, member))
+            careful: Any = _Careful(file)
+            with tarfile.open(fileobj=careful, mode="r:", encoding="utf-8") as tar:
+                for member in _members(tar):
+                    if member.isdir():
+                        continue
+                    name = member_name(member.name)
+                    if name is None:
+                        left.add("hidden members were left out", member.name)
+                        continue
+                    is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
+                    if not member.isreg():
+                        if is_image:
+                            left.add("images that are links to other members were left out", name)
+                    elif is_image:
                         num_images += 1
-                    elif member.isreg() and match:
-                        num_bad += not _beside(sample, tar, member, match.group(2).lower())
-                yield from ((image, sample.label) for image in sample.images_of_it())
+                        yield Image(name, SPARSE if member.issparse() else member.offset_data, member.size)
+                    else:
+                        yield Beside(name, _content(tar, member) if split_name(name)[1] in read else None)
     except DataError:
         raise
     except Exception as error:
-        if not is_url(path) and not isinstance(error, tarfile.TarError | EOFError | OSError):
+        if not is_url(path) and not isinstance(error, _BROKEN):
             raise  # a protocol's package has errors of its own; a local file has none
+        why = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{path} (data.path) is no whole tar file: {error} (after {num_images} images); copy or "
+            f"{path} (data.path) is no whole tar file: {why} (after {num_images} images); copy or "
             f"pack it anew"
         ) from error
-    if num_links:
-        note(f"{path}: {num_links} images that are links to other members were left out")
-    if num_bad:
-        note(f"{path}: {num_bad} .cls or .json files could not be read; their images have no label")
+
+
+class _Careful:
+    """A file that refuses to be read in huge pieces: a header may claim a name of 8 GB."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _LARGEST_READ:
+            raise tarfile.ReadError(f"a header claims {readable_size(size)}")
+        return self._file.read(size)
 
 
 def _opened(path: str) -> IO[bytes]:
@@ -107,9 +159,13 @@ def _refuse_compressed(file: IO[bytes], path: str) -> None:
     file.seek(0)
 
 
-def _members(tar: tarfile.TarFile, path: str) -> Iterator[tarfile.TarInfo]:
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The members one by one, none of which is kept."""
+    before = -1
     while (member := tar.next()) is not None:
+        if not 0 <= member.size < _MOST or tar.offset <= before:
+            raise tarfile.ReadError(f"a member of {member.size} bytes at {member.offset}")
+        before = tar.offset
         yield member
         tar.members = []  # type: ignore[attr-defined]
     # a header that makes no sense ends the file for `tarfile`, as an empty one does
@@ -119,34 +175,6 @@ def _members(tar: tarfile.TarFile, path: str) -> Iterator[tarfile.TarInfo]:
         raise tarfile.ReadError(f"no header where one should be, at byte {tar.offset}")
 
 
-def _image(name: str, member: tarfile.TarInfo) -> Image:
-    return Image(name, SPARSE if member.issparse() else member.offset_data, member.size)
-
-
-def _beside(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> bool:
-    """Take note of a file beside an image; False when it should say a label and cannot be read."""
-    sample.beside = True
-    if extension not in ("cls", "json"):
-        return True
-    file = tar.extractfile(member)
-    if file is None or member.size > _LARGEST_LABEL:
-        return False
-    content = file.read()
-    if extension == "cls":
-        sample.label = content.decode("utf-8", "replace").strip() or None
-        return True
-    if sample.label is not None:
-        return True
-    try:
-        sample.label = _said(json.loads(content))
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _said(content: Any) -> str | None:
-    """The "label" of a JSON object: a whole number or a name."""
-    label = content.get("label") if isinstance(content, dict) else None
-    if isinstance(label, bool) or not isinstance(label, int | str):
-        return None
-    return str(label).strip() or None
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
+    file: IO[Any] | None = tar.extractfile(member) if member.size <= LARGEST_LABEL else None
+    return None if file is None else bytes(file.read())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -13,6 +14,24 @@ def encode_name(name: str) -> bytes:
     """UTF-8; bytes of a file name that are no UTF-8 survive. Raises UnicodeEncodeError for a lone surrogate
     that stands for no byte."""
     return name.encode("utf-8", "surrogateescape")
+
+
+class GrowingNames:
+    """Names that are added one by one, kept as flat as `Names`."""
+
+    def __init__(self) -> None:
+        self._block, self._ends = bytearray(), array("q", [0])
+
+    def append(self, name: str) -> None:
+        self._block += encode_name(name)
+        self._ends.append(len(self._block))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, row: int) -> str:
+        row = row if row >= 0 else len(self) + row
+        return self._block[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogateescape")
 
 
 class Names:

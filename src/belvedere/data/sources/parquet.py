@@ -19,31 +19,40 @@ from belvedere.data.sources.access import (
     is_url,
     remote_version,
 )
-from belvedere.data.sources.columns import Columns, columns_of
+from belvedere.data.sources.choice import NotAClassError, listed
+from belvedere.data.sources.columns import Columns, class_of, classes_in, columns_of, number_of, unusable
 from belvedere.data.sources.index import Index, IndexWriter, open_index
 from belvedere.data.sources.index_writer import RACY_NS
 from belvedere.data.sources.indexed import NUMBER, IndexedSource, numbered_classes, rows_of_split, value
-from belvedere.data.sources.layout import image_name, part_of_file, part_wanted, short_names
+from belvedere.data.sources.layout import image_name, short_names
+from belvedere.data.sources.parts import part_of_file, part_wanted
 from belvedere.data.sources.source import UNLABELLED
 from belvedere.data.sources.unpacked import BlockFile, InUse, alone, remove_others, unpacked_key
 
 SUFFIX = ".parquet"
 _ROWS_AT_ONCE = 64
+_RULES = 2  # of what is taken from a file; what was unpacked by other rules is not used again
 _EMPTY, _LOST = -1, -2  # in the place of an offset
 
 
-def open_parquet(path: str, split: str | None) -> IndexedSource:
+def open_parquet(
+    path: str, split: str | None, *, label: str | None = None, image: str | None = None
+) -> IndexedSource:
     """The images of Parquet files: one, a folder (also of folders) or a glob of them; also of a URL.
 
-    A column of {bytes, path} or of bytes holds the images. Parts are those of the files' names
-    (`train-00000-of-00002.parquet`) or of their folders (`test/0000.parquet`). All images asked for are
-    unpacked to the cache, once for as long as the files do not change. Raises DataError.
+    A column of {bytes, path} or of bytes holds the images; label, image: the columns to take. Parts are those
+    of the files' names (`train-00000-of-00002.parquet`) or of their folders (`test/0000.parquet`). All images
+    asked for are unpacked to the cache, once for as long as the files do not change. Raises DataError.
     """
     every = _files(path)
     part = part_wanted({part_of_file(file) for file in every}, split, path)
     files = [file for file in every if part is None or part_of_file(file) == part]
+    unnamed = [file for file in every if part is not None and not part_of_file(file)]
     identity = {
         "kind": "parquet",
+        "rules": _RULES,
+        "label": label,
+        "image": image,
         "files": files,
         "remote": [remote_version(file) for file in files],
         "labelled_as": [remote_version(file) or file for file in every],  # they count for the classes
@@ -56,7 +65,9 @@ def open_parquet(path: str, split: str | None) -> IndexedSource:
             if not is_url(file):
                 with _reading(file):
                     writer.stamp(file)
-        _unpack(writer, files, every, key=key, where=path)
+        if unnamed:
+            writer.note(f"{len(unnamed)} files were left out, whose names say no part: {listed(unnamed, 3)}")
+        _unpack(writer, files, every, key=key, where=path, label=label, image=image)
 
     with alone(key, path):
         index = open_index(identity, build, describe=f"and unpacking {path}", kept_from=0)
@@ -111,18 +122,23 @@ def _settle(files: list[str]) -> None:
 # --- unpacking
 
 
-def _unpack(writer: IndexWriter, files: list[str], every: list[str], *, key: str, where: str) -> None:
+def _unpack(
+    writer: IndexWriter,
+    files: list[str],
+    every: list[str],
+    *,
+    key: str,
+    where: str,
+    label: str | None,
+    image: str | None,
+) -> None:
     """Write the images of `files` to one file of the cache, and an entry for each."""
     opened = [_opened(file) for file in every]
-    columns = columns_of(opened[0].schema_arrow, every[0])
-    classes = columns.classes
-    if columns.label is not None and classes is None:
-        texts = sorted(_texts(opened, every, columns.label))
-        classes = numbered_classes(texts, where)
-        if classes is None:
-            writer.declare(texts)
-    columns = columns._replace(classes=classes)
-    writer.meta["classes"] = classes
+    columns = columns_of(opened[0].schema_arrow, every[0], image=image, label=label)
+    columns = _with_classes(columns, opened, every, writer=writer, where=where)
+    writer.meta["classes"] = columns.classes
+    for note in columns.notes:
+        writer.note(note)
     names = short_names(every, SUFFIX)
     chosen = [each for each in zip(every, opened, names, strict=True) if each[0] in set(files)]
     need = sum(_image_bytes(parquet, columns.image) for _, parquet, _ in chosen)
@@ -132,6 +148,34 @@ def _unpack(writer: IndexWriter, files: list[str], every: list[str], *, key: str
     writer.meta["block"] = str(block.path)
     remove_others(key, block.path)
     writer.stamp(block.path)
+
+
+def _with_classes(
+    columns: Columns, opened: list[Any], every: list[str], *, writer: IndexWriter, where: str
+) -> Columns:
+    """The columns with the classes that the labels of all files name; without labels, where they are none."""
+    if columns.label is None:
+        return columns
+    lacking = [
+        file
+        for file, parquet in zip(every, opened, strict=True)
+        if columns.label_column not in parquet.schema_arrow.names
+    ]
+    if lacking:
+        writer.note(
+            f"{len(lacking)} files have no column {columns.label_column!r}, and no labels: "
+            f"{listed(lacking, 3)}"
+        )
+    try:
+        texts = sorted(_texts(opened, every, columns))
+    except NotAClassError as error:
+        return columns.without_labels(unusable(columns, error))
+    if columns.classes is not None:
+        return columns
+    classes = numbered_classes(texts, where)
+    if classes is None:
+        writer.declare(texts)
+    return columns._replace(classes=classes)
 
 
 def _opened(file: str) -> Any:
@@ -144,18 +188,29 @@ def _opened(file: str) -> Any:
         return pq.ParquetFile(file)
 
 
-def _texts(opened: list[Any], files: list[str], label: str) -> set[str]:
+def _texts(opened: list[Any], files: list[str], columns: Columns) -> set[str]:
     """All labels there are in all files, as text."""
-    import pyarrow.compute as pc
-
     found: set[str] = set()
+    label = columns.label_column
     for parquet, file in zip(opened, files, strict=True):
         if label not in parquet.schema_arrow.names:
             continue
         with _reading(file):
             column = parquet.read(columns=[label]).column(label)
-        found.update(str(each) for each in pc.unique(column).to_pylist() if each is not None)
+            found |= classes_in(columns.values(_distinct(column)), columns, file)
     return found
+
+
+def _distinct(column: Any) -> list[Any]:
+    """The values of a column, each once where Arrow can tell them apart."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        values: list[Any] = pc.unique(column).to_pylist()
+    except pa.ArrowNotImplementedError:  # lists and structs
+        values = column.to_pylist()
+    return values
 
 
 def _image_bytes(parquet: Any, image: str) -> int:
@@ -173,7 +228,7 @@ def _unpack_file(
     writer: IndexWriter, block: BlockFile, file: str, parquet: Any, *, columns: Columns, name: str
 ) -> None:
     """Append the images of one file; they are called `NAME/0`, `NAME/1` and so on."""
-    label = columns.label if columns.label in parquet.schema_arrow.names else None
+    label = columns.label_column if columns.label_column in parquet.schema_arrow.names else None
     row = 0
     with _reading(file):
         if columns.image not in parquet.schema_arrow.names:
@@ -182,23 +237,17 @@ def _unpack_file(
         for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
             images = batch.column(columns.image).to_pylist()
             labels = [None] * len(images) if label is None else batch.column(label).to_pylist()
-            for image, given in zip(images, labels, strict=True):
+            given = columns.values(labels) if label is not None else labels
+            for image, value in zip(images, given, strict=True):
                 data, lost = _bytes_of(image, file)
                 offset = block.append(data) if data else (_LOST if lost else _EMPTY)
-                numbers = {NUMBER: _number(given, columns, file)} if columns.classes is not None else {}
-                text = None if given is None or numbers.get(NUMBER) == UNLABELLED else str(given)
+                text = class_of(value, columns, file)
+                numbers = {}
+                if columns.classes is not None:
+                    numbers[NUMBER] = UNLABELLED if text is None else number_of(text, columns, file)
+                    text = None if numbers[NUMBER] == UNLABELLED else text
                 writer.add(f"{name}/{row}", label=text, size=len(data), offset=offset, **numbers)
                 row += 1
-
-
-def _number(given: Any, columns: Columns, file: str) -> int:
-    number = UNLABELLED if given is None else int(given)
-    if number < UNLABELLED or (columns.classes is not None and number >= len(columns.classes)):
-        raise DataError(
-            f"{file} (data.path) labels an image {number} in the column {columns.label!r}, but has the "
-            f"classes 0 to {len(columns.classes or ()) - 1}"
-        )
-    return number
 
 
 def _bytes_of(image: Any, file: str) -> tuple[bytes, bool]:
@@ -221,7 +270,7 @@ def _reading(file: str) -> Iterator[None]:
 
     try:
         yield
-    except DataError:
+    except (DataError, NotAClassError):
         raise
     except Exception as error:
         if not is_url(file) and not isinstance(error, pa.ArrowException | OSError):

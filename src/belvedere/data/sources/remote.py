@@ -9,6 +9,7 @@ from belvedere.core.errors import DataError
 from belvedere.data.sources.access import ReadError, fetched_whole, file_system, is_url
 from belvedere.data.sources.archives import open_zip
 from belvedere.data.sources.arrays import open_loaded_array
+from belvedere.data.sources.choice import no_choice
 from belvedere.data.sources.index import Index, IndexWriter, open_index
 from belvedere.data.sources.indexed import rows_of_split
 from belvedere.data.sources.layout import folder_of, image_name, layout_of
@@ -19,10 +20,15 @@ from belvedere.data.sources.source import Source
 
 _UNKNOWN_SIZE = -1
 
-__all__ = ["is_url", "open_remote"]
+OF_ARRAY = "labels are an array of their own, `labels` or `y`"
+BY_FOLDER = "its labels are the folders that the images lie in"
+
+__all__ = ["BY_FOLDER", "OF_ARRAY", "is_url", "open_remote"]
 
 
-def open_remote(path: str, split: str | None) -> Source:
+def open_remote(
+    path: str, split: str | None, *, label: str | None = None, image: str | None = None
+) -> Source:
     """The images behind a URL (`s3://`, `gs://`, `https://`, `file://` and whatever else fsspec knows).
 
     .zip, .tar (also a glob or braces), .parquet (also a glob), .npy and .npz by their names; anything else is
@@ -32,26 +38,29 @@ def open_remote(path: str, split: str | None) -> Source:
     name = path.rstrip("/").lower()
     file_system(path)  # a protocol that is not there is said first
     if name.endswith(".zip"):
+        no_choice(path, label=label, image=image, why=BY_FOLDER)
         return open_zip(path, split)
     if name.endswith((".tar", *COMPRESSED)):
-        return open_tar(path, split)
+        return open_tar(path, split, label=label, image=image)
     if name.endswith(PARQUET):
-        return open_parquet(path, split)
+        return open_parquet(path, split, label=label, image=image)
     if name.endswith((".npy", ".npz")):
+        no_choice(path, label=label, image=image, why=OF_ARRAY)
         try:
             return open_loaded_array(fetched_whole(path), split, path)
         except ReadError as error:
             raise DataError(f"data.path: {error}") from error
-    return _open_folder(path.rstrip("/"), split)
+    return _open_folder(path.rstrip("/"), split, label=label, image=image)
 
 
-def _open_folder(url: str, split: str | None) -> Source:
+def _open_folder(url: str, split: str | None, *, label: str | None, image: str | None) -> Source:
     """The images below a remote folder, by the rules of archives: labels and parts by folder."""
     found = _listing(url)
     names = sorted(name for name in found if image_name(name) == name)
     if not names:
-        return _open_files(url, list(found), split)
-    layout = layout_of({folder_of(name) for name in names})
+        return _open_files(url, list(found), split, label=label, image=image)
+    no_choice(url, label=label, image=image, why=BY_FOLDER)
+    layout = layout_of({folder_of(name) for name in names}, url)
     names.sort(key=lambda name: layout.part(folder_of(name)))
     sizes = [found[name] for name in names]
 
@@ -64,20 +73,24 @@ def _open_folder(url: str, split: str | None) -> Source:
                 parts.setdefault(part, [writer.count, 0])[1] = writer.count + 1
             writer.add(name, label=layout.label(folder), size=size)
         writer.meta["parts"] = parts
+        if layout.note is not None:
+            writer.note(layout.note)
 
     listed = hashlib.blake2b(repr((names, sizes)).encode("utf-8", "surrogateescape")).hexdigest()
-    identity = {"kind": "remote folder", "path": url, "listed": listed}
+    identity = {"kind": "remote folder", "rules": 2, "path": url, "listed": listed}
     index = open_index(identity, build, describe=url)
     return rows_of_split(url.rpartition("/")[2] or url, index, RemoteReader(url), split=split, where=url)
 
 
-def _open_files(url: str, names: list[str], split: str | None) -> Source:
+def _open_files(
+    url: str, names: list[str], split: str | None, *, label: str | None, image: str | None
+) -> Source:
     """A remote folder of containers."""
     if any(name.endswith(PARQUET) for name in names):
-        return open_parquet(url, split)
+        return open_parquet(url, split, label=label, image=image)
     tars = [name for name in names if name.endswith(".tar") and "/" not in name]
     if tars:
-        return open_tar(f"{url}/*.tar", split)
+        return open_tar(f"{url}/*.tar", split, label=label, image=image)
     listed = ", ".join(names[:5]) or "nothing"
     raise DataError(f"no image file below {url} (data.path); found {listed}")
 

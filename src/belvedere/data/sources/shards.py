@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from belvedere.core.counting import Counting
 from belvedere.core.errors import DataError
 from belvedere.data.sources.access import ReadError, Stretches, file_system, is_url, remote_version, size_of
+from belvedere.data.sources.choice import IMAGE, listed
 from belvedere.data.sources.index import Index, IndexWriter, open_index
 from belvedere.data.sources.indexed import (
     LARGEST_BYTES,
@@ -25,9 +26,11 @@ from belvedere.data.sources.indexed import (
     rows_of_split,
     value,
 )
-from belvedere.data.sources.layout import Layout, folder_of, layout_of, part_of_file, short_names
-from belvedere.data.sources.members import SPARSE, Image, samples
-from belvedere.data.sources.names import encode_name
+from belvedere.data.sources.layout import Layout, folder_of, layout_of, short_names
+from belvedere.data.sources.members import SPARSE
+from belvedere.data.sources.names import GrowingNames
+from belvedere.data.sources.parts import part_of_file
+from belvedere.data.sources.samples import Rows, Samples, Wanted, samples, settle, unread
 from belvedere.data.sources.source import UNLABELLED
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -35,6 +38,7 @@ _BESIDE = (".json", ".txt", ".md", ".yaml", ".tsv", ".idx")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_SHARDS = 1_000_000
+_RULES = 2  # of what is taken from a tar file; an index of other rules is not used again
 _KEPT_FROM = 1_000  # finding members reads every shard through
 
 
@@ -50,20 +54,31 @@ def is_tar_folder(folder: Path) -> bool:
     return found
 
 
-def open_tar(path: str, split: str | None) -> IndexedSource:
+def open_tar(
+    path: str, split: str | None, *, label: str | None = None, image: str | None = None
+) -> IndexedSource:
     """The images of tar files: one, a folder of them, a glob, or `data-{000000..000099}.tar`; also of a URL.
 
-    Labels are those of the samples; where none has any, those of the folders in the tar files. Parts are
-    those of the shards' names (`train-000000.tar`), else of the folders in them. Raises DataError.
+    Labels are those of the samples; where none has any, those of the folders in the tar files. label: the
+    ending of the files beside the images that hold them, or a key of the `.json` ones. image: the ending of
+    the images to take, where a sample has several. Parts are those of the shards' names
+    (`train-000000.tar`), else of the folders in them. Raises DataError.
     """
     shards = _shards(path)
-    identity = {"kind": "tar", "shards": shards, "remote": [remote_version(each) for each in shards]}
+    identity = {
+        "kind": "tar",
+        "rules": _RULES,
+        "shards": shards,
+        "label": label,
+        "image": image,
+        "remote": [remote_version(each) for each in shards],
+    }
 
     def build(writer: IndexWriter) -> None:
         for shard in shards:
             if not is_url(shard):
                 writer.stamp(shard)
-        _build(writer, shards, path)
+        _build(writer, shards, path, Wanted(label, image))
 
     try:
         index = open_index(identity, build, describe=path, kept_from=_KEPT_FROM)
@@ -140,61 +155,83 @@ def expanded(pattern: str) -> Iterator[str]:
 class _Found:
     """The images of all shards in flat arrays, until all their labels and folders are known.
 
-    shard, offset, size: [N]; text, folder: [N], numbers of `texts` (-1: no label) and `folders`.
+    shard, offset, size, folder: [N]; folder: numbers of `folders`.
     """
 
     def __init__(self) -> None:
-        self._names, self._ends = bytearray(), array("q", [0])
+        self.names = GrowingNames()
         self.shard, self.offset, self.size = array("q"), array("q"), array("q")
-        self.text, self.folder = array("q"), array("q")
-        self.texts: dict[str, int] = {}
+        self.folder = array("q")
         self.folders: dict[str, int] = {}
+        self._labels: list[tuple[int, dict[str, Rows]]] = []
 
-    def add(self, image: Image, shard: int, text: str | None) -> None:
-        self._names += encode_name(image.name)
-        self._ends.append(len(self._names))
-        self.shard.append(shard)
-        self.offset.append(image.offset)
-        self.size.append(image.size)
-        self.text.append(-1 if text is None else self.texts.setdefault(text, len(self.texts)))
-        self.folder.append(self.folders.setdefault(folder_of(image.name), len(self.folders)))
+    def add(self, found: Samples, shard: int) -> None:
+        for image in found.images:
+            self.names.append(image.name)
+            self.shard.append(shard)
+            self.offset.append(image.offset)
+            self.size.append(image.size)
+            self.folder.append(self.folders.setdefault(folder_of(image.name), len(self.folders)))
+        self._labels.append((len(found.images), found.labels))
 
     def __len__(self) -> int:
         return len(self.shard)
 
-    def name(self, row: int) -> str:
-        return self._names[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogateescape")
+    def labels(self) -> dict[str, Rows]:
+        """The labels of all images [N] by each meaning."""
+        names = dict.fromkeys(name for _, labels in self._labels for name in labels)
+        return {
+            name: np.concatenate(
+                [labels.get(name, np.full(count, -1, dtype=np.int64)) for count, labels in self._labels]
+            )
+            for name in names
+        }
 
 
-def _build(writer: IndexWriter, shards: list[str], where: str) -> None:
+def _build(writer: IndexWriter, shards: list[str], where: str, wanted: Wanted) -> None:
     """Add the images of all shards, part by part."""
     found = _Found()
     with Counting(f"reading through {where}", unit="images") as counting:
         for number, shard in enumerate(shards):
-            for image, text in samples(shard, note=writer.note):
-                found.add(image, number, text)
-                counting.update(len(found))
+            before = len(found)
+            update = lambda count, before=before: counting.update(before + count)  # noqa: E731
+            found.add(samples(shard, wanted, note=writer.note, found=update), number)
     if not len(found):
-        raise DataError(f"{where} (data.path) holds no image file")
-    layout = layout_of(found.folders)
+        raise DataError(_no_image(where, wanted))
+    labels, told = settle(wanted, found.labels(), where=where)
+    layout = layout_of(found.folders, where)
+    for text in (told, layout.note, *unread(wanted, label=labels is not None)):
+        if text is not None:
+            writer.note(text)
     # by folder and by text; the last one is what -1 stands for
     of_folder = [layout.label(folder) for folder in found.folders]
-    of_text: list[str | None] = [*found.texts, None]
+    of_text: list[str | None] = [*wanted.texts, None]
+    there = [] if labels is None else [text for number in np.unique(labels) if (text := of_text[number])]
     writer.meta = {
         "shards": shards,
         "sizes": [None if is_url(shard) else size_of(shard) for shard in shards],
-        "classes": numbered_classes(list(found.texts), where),
+        "classes": numbered_classes(there, where),
         "parts": {},
     }
     names = short_names(shards, ".tar")
     for part, rows in _by_part(found, shards, layout):
         first = writer.count
         for row in rows.tolist():
-            label = of_text[found.text[row]] if found.texts else of_folder[found.folder[row]]
+            label = of_folder[found.folder[row]] if labels is None else of_text[labels[row]]
             prefix = f"{names[found.shard[row]]}/" if len(shards) > 1 else ""
-            _add(writer, found, row, name=prefix + found.name(row), label=label)
+            _add(writer, found, row, name=prefix + found.names[row], label=label)
         if part:
             writer.meta["parts"][part] = [first, writer.count]
+
+
+def _no_image(where: str, wanted: Wanted) -> str:
+    if wanted.image is not None and wanted.image_endings:
+        return (
+            f"{where} (data.path) has no images called {wanted.image!r}, which {IMAGE} names; they end in "
+            f"{listed(wanted.image_endings)}"
+        )
+    other = ", ".join(f"{count} .{ending}" for ending, count in wanted.endings.most_common(10))
+    return f"{where} (data.path) holds no image file" + (f"; it holds {other}" if other else "")
 
 
 def _by_part(found: _Found, shards: list[str], layout: Layout) -> Iterator[tuple[str, NDArray[np.intp]]]:

@@ -1,0 +1,445 @@
+"""Sets of images as other programs wrote them: lists, shards, archives, tables, folders; sound and broken."""
+
+import io
+import json
+import os
+import pickle
+import tarfile
+import time
+import tracemalloc
+import zipfile
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from belvedere.core.errors import DataError
+from belvedere.data.sources import open_source, remarks
+from belvedere.data.spec import DataSpec, Part
+
+SLOW_S = 2.0
+"""Far more than any small file may take, on a busy machine too."""
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+# --- lists of files
+
+ODD = "a b.png"
+LISTS = {  # name of the list: content, keys, labels
+    "bom.csv": ("\ufefffile,label\nx.png,cat\n".encode(), ["x.png"], ["cat"]),
+    "bom.tsv": ("\ufefffile\tlabel\nx.png\tcat\n".encode(), ["x.png"], ["cat"]),
+    "bom.txt": ("\ufeffx.png\r\n".encode(), ["x.png"], [None]),
+    "bom.jsonl": ('\ufeff{"file": "x.png", "label": true}\n'.encode(), ["x.png"], ["true"]),
+    "semicolons.csv": (b"file;label\na,b.png;cat\nc.png;dog\n", ["a,b.png", "c.png"], ["cat", "dog"]),
+    "semicolons.tsv": (b"label;file\ncat;x.png\n", ["x.png"], ["cat"]),
+    "bars.csv": (b"file|label\nx.png|cat\n", ["x.png"], ["cat"]),
+    "commas.tsv": (b"file,label\nx.png,cat\n", ["x.png"], ["cat"]),
+    "table.txt": (b"file;label\nx.png;cat\n", ["x.png"], ["cat"]),
+    "spaces.csv": (b" File , Label \n a b.png , cat \n", [ODD], ["cat"]),
+    "spaces.txt": (b"  a b.png \t\r\n", [ODD], [None]),
+    "quotes.csv": (b'"file" , "label"\n "a b.png" , "the ""cat"""\n"c.png" ;x,dog\n'.replace(b" ;x", b""),
+                   [ODD, "c.png"], ['the "cat"', "dog"]),
+    "quotes.txt": (b'"a b.png"\nc"d.png\n"e""f.png"\n', [ODD, 'c"d.png', 'e"f.png'], [None] * 3),
+    "newline.csv": (b'file,label\n"a\nb.png","two\nlines"\nc.png,cat\n', ["a\nb.png", "c.png"],
+                    ["two\nlines", "cat"]),
+    "newline.txt": (b'"a\nb.png"\nc.png\n', ["a\nb.png", "c.png"], [None, None]),
+    "newline.jsonl": (b'{"file": "a\\nb.png", "label": "x"}\n', ["a\nb.png"], ["x"]),
+    "ends.jsonl": (b'{"file": " a.png ", "label": " x "}\n', [" a.png "], ["x"]),
+    "bytes.csv": (b"file,label\nna\xefve\x1b[2J.png,c\xe2t\n", ["na\udcefve\x1b[2J.png"], ["c\udce2t"]),
+    "bytes.jsonl": (b'{"file": "\\udcef.png", "label": "\x7f"}\n', ["\udcef.png"], ["\x7f"]),
+    "empty cells.csv": (b"file;label;;\nx.png;cat;;\n;;;\n", ["x.png"], ["cat"]),
+    "numbers.jsonl": (b'{"file": "a", "label": 2.0}\n{"file": "b", "label": ["3"]}\n'
+                      b'{"file": "c", "label": []}\n', ["a", "b", "c"], ["2", "3", None]),
+    "other names.csv": (b"id,file_name,Class\n1,x.png,cat\n", ["x.png"], ["cat"]),
+    "dots.jsonl": (b'{"file": "x", "meta.label": "y", "m": {"n": 1}}\n', ["x"], ["y"]),
+}  # fmt: skip
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BELVEDERE_CACHE", str(tmp_path / "cache"))
+
+
+def labels_of(source) -> list[str | None]:
+    return [None if label < 0 else source.classes[label] for label in source.labels.tolist()]
+
+
+@pytest.mark.parametrize("kept_from", [1, 20_000])
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_as_another_program_wrote_it(tmp_path, own_cache, monkeypatch, name, kept_from):
+    monkeypatch.setattr("belvedere.data.sources.index.KEPT_FROM", kept_from)  # from 1 on it lies in a file
+    content, keys, labels = LISTS[name]
+    (tmp_path / name).write_bytes(content)
+    for source in (opened := open_source(str(tmp_path / name)), pickle.loads(pickle.dumps(opened))):
+        assert [source.key(index) for index in range(len(source))] == keys
+        assert labels_of(source) == labels
+
+
+CHOICES = {  # content; data.label and data.image; labels, or what is said
+    "one.csv": ("file,class_id\na,3\n", {}, ["3"]),
+    "two.csv": ("file,label,coarse_label\na,3,1\n", {},
+                "several columns .*'label', 'coarse_label'.*data.label"),
+    "chosen.csv": ("file,label,coarse_label\na,3,1\n", {"label": "coarse_label"}, ["1"]),
+    "any.csv": ("file,label,kind\na,3,x\n", {"label": "kind"}, ["x"]),
+    "case.csv": ("file,Kind\na,x\n", {"label": "kind"}, ["x"]),
+    "absent.csv": ("file,label,kind\na,3,x\n", {"label": "sort"}, "no column 'sort'.*'label', 'kind'"),
+    "image.csv": ("left,right,label\na,b,x\n", {"image": "right"}, ["x"]),
+    "no image.csv": ("left,right\na,b\n", {"image": "middle"}, "middle|'left', 'right'"),
+    "files.csv": ("image,img_path\na,b\n", {}, "several columns that may name the files"),
+    "nested.jsonl": ('{"file": "a", "meta": {"kind": {"id": 4}}}\n', {"label": "meta.kind.id"}, ["4"]),
+    "object.jsonl": ('{"file": "a", "label": {"id": 4}}\n', {"label": "label"},
+                     "the label is an object with the keys 'id'"),
+    "keys.jsonl": ('{"file": "a", "cls": 4}\n{"file": "b", "target": 4}\n', {},
+                   "several keys .*'cls', 'target'"),
+    "list.jsonl": ('{"file": "a", "labels": [1, 2]}\n', {}, "line 1: the label is a list of 2 values"),
+    "half.jsonl": ('{"file": "a", "target": 0.5}\n', {}, "the label is 0.5, which is no whole number"),
+    "predictions.csv": ("file,label,probability,predicted\na,x,0.9,yes\nb,y,0.8,no\n", {}, [None, "y"]),
+    "flat.txt": ("a.png\n", {"label": "kind"}, "no column 'kind'|columns 'a.png'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_the_column_of_labels_is_the_only_one_or_is_chosen(tmp_path, own_cache, name):
+    content, chosen, expected = CHOICES[name]
+    (tmp_path / name).write_text(content)
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected) as caught:
+            open_source(str(tmp_path / name), **chosen)
+        assert str(tmp_path / name) in str(caught.value)
+    else:
+        assert labels_of(open_source(str(tmp_path / name), **chosen)) == expected
+
+
+def test_what_a_list_says_and_is_not_used_is_named(tmp_path, own_cache):
+    (tmp_path / "set.csv").write_text(
+        "file,Class,width,split\n\na,x,3,train\n,,,\nb,y,4,validation\nc,y,4,fold 7\n"
+    )
+    told = open_source(str(tmp_path / "set.csv"), split="test")
+    assert [told.key(index) for index in range(len(told))] == ["b"]
+    assert told.skipped == (
+        "the labels are those of the column 'Class'",
+        "columns that were not used: 'width'",
+        "2 empty lines were left out",
+        "1 lines were left out, whose split is neither train, val nor test: 'fold 7'",
+    )
+    (tmp_path / "none.csv").write_text("file,width,kind\na,3,cat\n")
+    (said,) = open_source(str(tmp_path / "none.csv")).skipped
+    assert said.startswith("no label was found; the columns are 'width', 'kind'")
+
+
+# --- tar files
+
+TINY = encoded(Image.new("RGB", (3, 2), (9, 99, 199)), "PNG")
+MAC = b"Mac OS X        \2\0\0\0"  # how an AppleDouble file begins, more or less
+
+
+def tar_of(path, members, kind=tarfile.PAX_FORMAT):
+    """A tar file of (name, content or None for an image)."""
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            data = TINY if content is None else content
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def every(*names, **contents):
+    """Images of these names, and `NAME_ENDING=content` as files beside them."""
+    return [(name, None) for name in names] + [
+        (name.replace("__", "."), content.encode()) for name, content in contents.items()
+    ]
+
+
+FOUR = ("0.png", "1.png", "2.png", "3.png")
+NO_TEXT = "na\udcefve\x1b[2J\n"
+SHARDS = {  # members: labels by key
+    "dots": (every("scan_0.05.png", "scan_0.06.png", scan_0__05__cls="a", scan_0__06__cls="b"),
+             {"scan_0.05.png": "a", "scan_0.06.png": "b"}),
+    "dots and json": ([("IMG_1.2.png", None), ("IMG_1.2.json", b'{"label": "a"}'), ("IMG_1.png", None)],
+                      {"IMG_1.2.png": "a", "IMG_1.png": None}),
+    "dates": (every("2023.05.01.jpg.png", "2023.05.02.jpg.png"),
+              {"2023.05.01.jpg.png": None, "2023.05.02.jpg.png": None}),
+    "a number is no ending": (every("scan_0.png", "scan_0.05.png", scan_0__cls="a"),
+                              {"scan_0.png": "a", "scan_0.05.png": None}),
+    "two eyes": (every("x.left.png", "x.right.png", x__cls="a"), {"x.left.png": "a", "x.right.png": "a"}),
+    "labels of each eye": (every("x.left.png", "x.right.png", x__left__cls="a", x__right__cls="b"),
+                           {"x.left.png": "a", "x.right.png": "b"}),
+    "a label of one eye only": (every("x.left.png", "x.right.png", x__left__cls="a"),
+                                {"x.left.png": "a", "x.right.png": None}),
+    "companions": (every("x.png", "x.seg.png", "x.depth.png", x__cls="a"), {"x.png": "a"}),
+    "companions with labels": (every("x.png", "x.seg.png", x__cls="a", x__seg__cls="b"),
+                               {"x.png": "a", "x.seg.png": "b"}),
+    "a mask of another kind": (every("x.jpg", "x.png", x__cls="a"), {"x.jpg": "a"}),
+    "without anything beside": (every("x.png", "x.seg.png"), {"x.png": None, "x.seg.png": None}),
+    "labels first": ([*((f"{n}.cls", str(n).encode()) for n in range(4)), *every(*FOUR)],
+                     {f"{n}.png": str(n) for n in range(4)}),
+    "labels last": ([*every(*FOUR), *((f"{n}.cls", b"c") for n in range(4))], dict.fromkeys(FOUR, "c")),
+    "shuffled folders": ([("b/1.cls", b"b"), ("a/1.png", None), ("b/1.png", None), ("a/1.cls", b"a")],
+                         {"a/1.png": "a", "b/1.png": "b"}),
+    "made on a Mac": ([("._0.png", MAC), ("0.png", None), ("._0.cls", MAC), ("0.cls", b"a"),
+                       (".DS_Store", MAC), ("__MACOSX/._0.png", MAC), ("./1.png", None), ("./._1.png", MAC),
+                       ("./1.cls", b"b")],
+                      {"0.png": "a", "1.png": "b"}),
+    "upper case": ([*every("0.PNG", "1.Jpeg"), ("0.CLS", b"a"), ("1.Json", b'{"label": "b"}')],
+                   {"0.PNG": "a", "1.Jpeg": "b"}),
+    "named after the file": ([("p.jpg", None), ("p.jpg.json", b'{"label": 1}')], {"p.jpg": "1"}),
+    "a word more": ([("p.jpg", None), ("p.meta.json", b'{"label": 1}')], {"p.jpg": "1"}),
+    "bare": ([("0.png", None), ("0.json", b"3"), ("1.png", None), ("1.json", b'"3"')],
+             {"0.png": "3", "1.png": "3"}),
+    "floats": ([("0.png", None), ("0.json", b'{"target": 3.0}')], {"0.png": "3"}),
+    "bools": ([("0.png", None), ("0.json", b'{"class": true}')], {"0.png": "true"}),
+    "lists of one": ([("0.png", None), ("0.json", b'{"labels": ["x"]}')], {"0.png": "x"}),
+    "the same twice": ([("0.png", None), ("0.json", b'{"label": 3, "class_id": "3"}'), ("0.cls", b"3\n")],
+                       {"0.png": "3"}),
+    "a name that is no text": ([(f"{NO_TEXT}.png", None), (f"{NO_TEXT}.cls", b"c\xe2t\x07")],
+                               {f"{NO_TEXT}.png": "c\udce2t\x07"}),
+    "long": ([("x" * 300 + ".png", None), ("x" * 300 + ".cls", b"a")], {"x" * 300 + ".png": "a"}),
+}  # fmt: skip
+KEYS = ("class", "cls", "class_id", "category", "labels", "target", "Class", "classLabel", "category_id")
+SHARDS |= {
+    key: ([("0.png", None), ("0.json", json.dumps({key: "x", "id": 1}).encode())], {"0.png": "x"})
+    for key in KEYS
+}
+
+
+@pytest.mark.parametrize("kept_from", [1, 1000])
+@pytest.mark.parametrize("name", SHARDS)
+def test_every_image_of_a_tar_file_has_its_label(tmp_path, own_cache, monkeypatch, name, kept_from):
+    monkeypatch.setattr("belvedere.data.sources.shards._KEPT_FROM", kept_from)
+    members, expected = SHARDS[name]
+    kind = tarfile.GNU_FORMAT if kept_from == 1 else tarfile.PAX_FORMAT
+    opened = open_source(str(tar_of(tmp_path / "set.tar", members, kind)))
+    for source in (opened, pickle.loads(pickle.dumps(opened))):
+        found = dict(zip([source.key(i) for i in range(len(source))], labels_of(source), strict=True))
+        assert found == expected
+        assert source.stored(0) == TINY
+
+
+def test_what_a_tar_file_holds_and_is_not_taken_is_counted_and_named(tmp_path, own_cache):
+    members = [
+        *SHARDS["made on a Mac"][0],
+        *every("x.png", "x.seg.png", "lone.png", x__cls="a", gone__cls="b"),
+    ]
+    path = tar_of(tmp_path / "set.tar", [*members, ("x.txt", b"words"), ("list.json", b'{"label": [1, 2]}')])
+    source = open_source(str(path))
+    assert len(source) == 4
+    told = "\n".join(remarks(source))
+    for part in (
+        "5 hidden members were left out: ._0.png, ._0.cls, .DS_Store, ...",
+        "1 images were left out, which stand beside the image of their sample (data.image chooses): x.seg",
+        "1 files of labels are those of no image: gone.cls",
+        "1 labels in the key 'label' of the .json files are no classes and were left out; list.json: the",
+        "files beside the images that were not used: 1 .txt",
+        "1 of 4 images have no label: lone.png",
+    ):
+        assert part in told
+    (tmp_path / "none.tar").write_bytes(
+        tar_of(tmp_path / "n.tar", [("0.png", None), ("0.json", b'{"id": 1}')]).read_bytes()
+    )
+    (told,) = remarks(open_source(str(tmp_path / "none.tar")))
+    assert (
+        "no label was found; beside the images there are 1 .json with the keys 'id', and data.label" in told
+    )
+
+
+KINDS = every("0.png", **{"0__kind": "a", "0__json": '{"kind": "b"}'})
+DIFFERENT = every("0.png", **{"0__cls": "a", "0__json": '{"label": "b"}'})
+TAR_CHOICES = {  # members; data.label and data.image; labels by key, or what is said
+    "ending": (every("0.png", **{"0__cls": "a", "0__txt": "b\n"}), {"label": "txt"}, {"0.png": "b"}),
+    "ending with its dot": (every("0.png", **{"0__species": "b"}), {"label": ".species"}, {"0.png": "b"}),
+    "key": ([("0.png", None), ("0.json", b'{"label": 1, "kind": "k"}')], {"label": "kind"}, {"0.png": "k"}),
+    "nested": ([("0.png", None), ("0.json", b'{"a": {"b": {"c": 7}}}')], {"label": "a.b.c"}, {"0.png": "7"}),
+    "key with dots": ([("0.png", None), ("0.json", b'{"a.b": 7}')], {"label": "a.b"}, {"0.png": "7"}),
+    "two": ([("0.png", None), ("0.json", b'{"label": 1, "coarse_label": 2}')], {},
+            "'label'.*'coarse_label'.*differ"),
+    "cls and key": (DIFFERENT, {}, r"\.cls files.*'label'"),
+    "both": (KINDS, {"label": "kind"}, "write .kind or json:kind"),
+    "the key": (KINDS, {"label": "json:kind"}, {"0.png": "b"}),
+    "the ending": (KINDS, {"label": ".kind"}, {"0.png": "a"}),
+    "absent": (every("0.png", **{"0__cls": "a", "0__json": '{"k": "b"}'}), {"label": "sort"},
+               "no labels called 'sort'.*1 .cls, 1 .json with the keys 'k'"),
+    "several classes": ([("0.png", None), ("0.json", b'{"kind": [1, 2]}')], {"label": "kind"},
+                        "a list of 2 values"),
+    "no whole number": ([("0.png", None), ("0.json", b'{"kind": 0.5}')], {"label": "kind"},
+                        "0.5, which is no whole"),
+    "left": (every("x.left.png", "x.right.png", x__cls="a"), {"image": "left"}, {"x.left.png": "a"}),
+    "left.png": (every("x.left.png", "x.left.jpg", x__cls="a"), {"image": "left.png"}, {"x.left.png": "a"}),
+    "masks": (every("x.png", "x.seg.png", x__cls="a"), {"image": "seg"}, {"x.seg.png": "a"}),
+    "one kind": (every("x.jpg", "x.png", "x.seg.png", x__cls="a"), {"image": "png"}, {"x.png": "a"}),
+    "no such image": (every("x.jpg", "x.seg.png"), {"image": "depth"},
+                      "no images called 'depth'.*'jpg', 'seg.png'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAR_CHOICES)
+def test_labels_and_images_of_a_tar_file_are_chosen(tmp_path, own_cache, name):
+    members, chosen, expected = TAR_CHOICES[name]
+    path = str(tar_of(tmp_path / "set.tar", members))
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            open_source(path, **chosen)
+        return
+    sources = (open_source(path, **chosen), open_source((tmp_path / "set.tar").as_uri(), **chosen))
+    for source in (*sources, open_source([Part(path=path, **chosen)])):
+        names = [source.key(i).removeprefix("set/") for i in range(len(source))]
+        assert dict(zip(names, labels_of(source), strict=True)) == expected
+
+
+def header(kind: bytes, size: bytes, name: bytes = b"././@LongLink") -> bytes:
+    """A tar header with these 12 bytes for its size."""
+    block = bytearray(512)
+    block[: len(name)] = name
+    block[100:136] = b"0000644\0" + b"0000000\0" * 2 + size
+    block[136:148] = b"00000000000\0"
+    block[148:156], block[156:157], block[257:265] = b" " * 8, kind, b"ustar\x0000"
+    block[148:156] = f"{sum(block):06o}\0 ".encode()
+    return bytes(block)
+
+
+HUGE = b"\x80\0\0\0\0\0\0\2" + bytes(4)  # 8 GiB in base 256
+PLAIN_TAR = SHARDS["labels last"][0]
+BROKEN_TARS = {
+    "a long name of 8 GB": header(b"L", b"77777777777\0") + bytes(1024),
+    "a longer name": header(b"L", HUGE) + bytes(1024),
+    "a link's long name": header(b"K", HUGE) + bytes(1024),
+    "a pax header of 8 GB": header(b"x", HUGE) + bytes(1024),
+    "a global pax header": header(b"g", HUGE) + bytes(1024),
+    "a negative size": header(b"0", b"\xff" * 12, b"0.png") + bytes(1024),
+    "a negative name": header(b"L", b"\xff" * 12) + bytes(1024),
+    "a size that is no number": header(b"0", b"abcdefghijk\0", b"0.png") + bytes(1024),
+    "an image of 8 GB": header(b"0", HUGE, b"0.png") + bytes(1024),
+    "an image of 2^90": header(b"0", b"\x80" + b"\x04" + bytes(10), b"0.png") + bytes(1024),
+    "names upon names": (header(b"L", b"00000000002\0") + b"x" + bytes(511)) * 3000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN_TARS)
+def test_a_broken_tar_file_is_one_message_and_takes_no_memory(tmp_path, own_cache, name):
+    whole = tar_of(tmp_path / "whole.tar", PLAIN_TAR).read_bytes().rstrip(b"\0")
+    start = whole + bytes(-len(whole) % 512)
+    for content in (BROKEN_TARS[name], start + BROKEN_TARS[name]):
+        (tmp_path / "set.tar").write_bytes(content)
+        tracemalloc.start()
+        started = time.perf_counter()
+        with pytest.raises(DataError, match=r"^[^\n]*set\.tar \(data\.path\) [^\n]*$"):
+            open_source(str(tmp_path / "set.tar"))
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+        tracemalloc.stop()
+        assert time.perf_counter() - started < SLOW_S
+
+
+def test_a_tar_file_cut_off_anywhere_is_refused_or_whole(tmp_path, own_cache):
+    whole = tar_of(tmp_path / "whole.tar", PLAIN_TAR).read_bytes()
+    least = len(whole.rstrip(b"\0"))
+    for end in [*range(0, least, 97), least - 1]:
+        (tmp_path / "set.tar").write_bytes(whole[:end])
+        if end % 512 == 0 and end:  # between two members nothing tells
+            continue
+        with pytest.raises(DataError, match=r"set\.tar \(data\.path\) (is no whole tar file|holds no image)"):
+            open_source(str(tmp_path / "set.tar"))
+
+
+# --- columns of tables
+
+COLUMNS = {  # columns beside `image`; data.label; labels, or what is said
+    "cls": ({"cls": [3]}, None, ["3"]),
+    "class": ({"class": ["x"]}, None, ["x"]),
+    "target": ({"target": [3]}, None, ["3"]),
+    "coarse": ({"coarse_label": [3]}, None, ["3"]),
+    "floats": ({"label": [3.0]}, None, ["3"]),
+    "not a number": ({"label": [float("nan")]}, None, [None]),
+    "bools": ({"label": [True]}, None, ["true"]),
+    "lists": ({"label": [["x"]]}, None, ["x"]),
+    "empty list": ({"label": [[]], "id": [[1]]}, None, [None]),
+    "dictionary": ({"label": pa.array(["x"]).dictionary_encode()}, None, ["x"]),
+    "text with spaces": ({"label": [" x "]}, None, ["x"]),
+    "two": ({"label": [3], "coarse_label": [1]}, None, "several columns .*'label', 'coarse_label'"),
+    "fine and coarse": ({"fine_label": [3], "coarse_label": [1]}, None, "'fine_label', 'coarse_label'"),
+    "chosen of two": ({"label": [3], "coarse_label": [1]}, "coarse_label", ["1"]),
+    "any name": ({"label": [3], "kind": ["x"]}, "kind", ["x"]),
+    "another case": ({"Kind": ["x"]}, "kind", ["x"]),
+    "in a struct": ({"meta": [{"kind": {"id": 4}}]}, "meta.kind.id", ["4"]),
+    "a name with dots": ({"meta.kind": [4]}, "meta.kind", ["4"]),
+    "absent": ({"id": [4]}, "kind", "no column 'kind'.*the columns are 'id'"),
+    "several classes": ({"kind": [[1, 2]]}, "kind", "a list of 2 values"),
+    "no whole number": ({"kind": [0.5]}, "kind", "0.5, which is no whole number"),
+    "a struct": ({"kind": [{"a": 1}]}, "kind", "an object with the keys 'a'"),
+    "nobody chose": ({"target": [0.5]}, None, [None]),
+    "boxes": ({"labels": [[1, 2]]}, None, [None]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+@pytest.mark.parametrize("name", COLUMNS)
+def test_the_column_of_labels_of_a_table_is_the_only_one_or_is_chosen(tmp_path, own_cache, name, kind):
+    columns, label, expected = COLUMNS[name]
+    table = pa.table({"image": [TINY], **columns})
+    if kind == "hf":
+        path = f"hf:{tmp_path}/set"
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "set"))
+    else:
+        path = str(tmp_path / "set.parquet")
+        pq.write_table(table, path)
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            open_source(path, label=label)
+    else:
+        source = open_source(path, label=label)
+        assert labels_of(source) == expected
+        assert labels_of(open_source([Part(path=path, label=label)])) == expected
+        if name in ("nobody chose", "boxes"):
+            assert remarks(source)[0].startswith("no label was found: the column ")
+
+
+def test_the_column_of_images_is_chosen_and_the_rest_is_named(tmp_path, own_cache):
+    other = encoded(Image.new("RGB", (2, 2)), "PNG")
+    path = str(tmp_path / "set.parquet")
+    pq.write_table(pa.table({"left": [TINY], "right": [other], "id": [7], "Class": ["x"]}), path)
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    with pytest.raises(DataError, match=r"more than one column of images.*data.image"):
+        open_source(path)
+    right, left = open_source(path, image="right"), open_source(path, image="left", label="id")
+    assert (right.stored(0), left.stored(0)) == (other, TINY)  # each choice is a set of its own in the cache
+    assert (labels_of(right), labels_of(left)) == (["x"], ["7"])
+    assert remarks(right) == [
+        "the labels are those of the column 'Class'",
+        "columns that were not used: 'left', 'id'",
+    ]
+    with pytest.raises(DataError, match=r"no images in the column 'id', which data.image"):
+        open_source(path, image="id")
+    with pytest.raises(DataError, match=r"no column 'middle'.*'left', 'right', 'id', 'Class'"):
+        open_source(path, image="middle")
+
+
+@pytest.mark.parametrize("path", ["digits", "folder", "set.zip", "set.npy", "torchvision:FashionMNIST"])
+@pytest.mark.parametrize("choice", ["label", "image"])
+def test_a_choice_without_effect_is_refused(tmp_path, path, choice):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.png").write_bytes(TINY)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("x.png", TINY)
+    np.save(tmp_path / "set.npy", np.zeros((1, 4, 4), np.uint8))
+    given = path if ":" in path or path == "digits" else str(tmp_path / path)
+    with pytest.raises(DataError, match=f"data.{choice} .*is 'kind', which has no effect on"):
+        open_source(given, **{choice: "kind"})
+
+
+def test_a_choice_is_part_of_a_recipe_and_leaves_none_where_it_is_not_made():
+    part = {"path": "a", "split": None, "weight": 1.0}
+    assert Part(**part).model_dump() == part
+    assert Part(**part, label="kind").model_dump() == {**part, "label": "kind"}
+    data = {"path": "a", "split": None, "mean": (0.5,) * 3, "std": (0.5,) * 3, "max_bad_share": 0.5}
+    assert DataSpec(**data).model_dump() == data
+    assert DataSpec(**data, image="left").model_dump() == {**data, "image": "left"}
+    with pytest.raises(ValueError, match="label must be null where path is a list"):
+        DataSpec(**{**data, "path": (Part(**part),)}, label="kind")
