@@ -78,7 +78,9 @@ def test_classes_are_matched_by_name_not_by_number() -> None:
 
 
 def test_unknown_classes_of_the_scored_set_are_named() -> None:
-    with pytest.raises(EvaluationError, match=r"\(--val\) has classes that no training image has: dog"):
+    with pytest.raises(
+        EvaluationError, match=r"\(--val\) has classes that no training image has.*: dog \(2\)"
+    ):
         _evaluate(val=coloured_source({"ant": 2, "dog": 2}))
 
 
@@ -102,7 +104,8 @@ def test_a_given_lambda_takes_the_place_of_both() -> None:
     assert report["logistic"]["shots"]["3"]["lambda"] == [0.5] * 3
     assert report["logistic"]["shots"]["3"]["lambda_chosen_by"] == "fixed"
     assert "knn" not in report
-    listed = evaluate(FakeBackbone(), CARD, source, val=source, list_name="x", options=options).report
+    val = coloured_source({"ant": 9, "bee": 8}, seed=1)
+    listed = evaluate(FakeBackbone(), CARD, source, val=val, list_name="x", options=options).report
     assert set(listed["logistic"]["fits"]) == {"given", "chosen"}
 
 
@@ -143,6 +146,7 @@ def test_file_names_with_commas_and_odd_bytes_survive(tmp_path: Path) -> None:
     with (tmp_path / "predictions.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = list(csv.reader(file))
     assert [row[:2] for row in rows] == [["file", "label"], ["x,y.png", "a,b"], ["odd\udcff.png", 'c"d']]
+    assert [row[5:] for row in rows] == [["label_3", "probability_3", "predicted"], *[["", "", "yes"]] * 2]
 
 
 def test_unreadable_and_unlabelled_images_have_no_part() -> None:
@@ -152,6 +156,45 @@ def test_unreadable_and_unlabelled_images_have_no_part() -> None:
     assert result.report["training"]["images"] == 11
     assert result.report["unreadable"] == {"data": {"0000.png": "truncated"}}
     assert seen[-1] == ("data", 12, 12)
+
+
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_equal_images_on_both_halves_of_the_linear_probe_are_counted(leave_out: bool) -> None:
+    source = coloured_source({"ant": 6, "bee": 6})
+    doubled = subset(source, [*range(12), *range(12)])
+    options = OPTIONS.model_copy(update={"protocols": ("linear",), "leave_out_copies": leave_out})
+    part = evaluate(FakeBackbone(), CARD, doubled, options=options).report
+    assert part["copies"]["left_out"] == (12 if leave_out else 0)
+    if leave_out:
+        assert (part["linear"]["trained"] + part["linear"]["scored"], part["linear"]["copies"]) == (12, 0)
+    else:
+        assert 0 < part["linear"]["copies"] <= 12
+
+
+def test_a_class_of_which_every_training_image_is_unreadable_is_not_scored() -> None:
+    source = coloured_source({"ant": 6, "bee": 6, "cow": 2}, broken=frozenset({12, 13}))
+    val = coloured_source({"ant": 2, "bee": 2, "cow": 2}, seed=1)
+    with pytest.raises(EvaluationError, match=r"no training image has.*: cow \(2\)"):
+        evaluate(FakeBackbone(), CARD, source, val=val, options=OPTIONS)
+
+
+def test_reprs_are_short_and_hold_no_numbers() -> None:
+    result = _evaluate(unlabelled=coloured_source({"x": 5}, seed=2))
+    assert repr(result) == "Evaluation(knn, logistic, linear, predict; report: 15 keys)"
+    assert result.predicted is not None
+    assert repr(result.predicted[1]).startswith("Predictions(images=5, best=3, lambd=")
+    extracted = extract(FakeBackbone(), CARD, coloured_source({"ant": 3}))
+    assert repr(extracted) == "Extracted(features=[3, 24] float32 cpu, unreadable=0 images)"
+    labelled = Labelled(extracted.features, np.zeros(3, np.int64), ("ant",))
+    assert repr(labelled) == "Labelled(features=[3, 24] float32 cpu, classes=1)"
+    output = FakeBackbone().eval()(torch.zeros(2, 3, 8, 8), blocks=1)
+    assert repr(output) == (
+        "Features(pooled=[2, 12] float32 cpu, cls=[2, 12] float32 cpu, regions=[2, 4, 12] float32 cpu, "
+        "grid=(2, 2), blocks=(Block(tokens=[2, 4, 12] float32 cpu, cls=[2, 12] float32 cpu, grid=(2, 2), "
+        "width=12, stage=1),))"
+    )
+    pooled_only = output._replace(regions=None, grid=None, blocks=())
+    assert "regions=None, grid=None, blocks=()" in repr(pooled_only)
 
 
 def test_nothing_to_tell_apart_is_an_error() -> None:

@@ -33,8 +33,12 @@ _DESCRIPTION = """\
 How good are a backbone's features on these images? Weighted k-NN, logistic regression on a few labels per
 class (over several drawn splits), and a linear probe. What is scored was never trained on.
 
-Labels come from the folders the images lie in, one per class, or from a CSV of `file,label` lines. Writes
-report.json, splits.json and, with --predict, predictions.csv; the same command writes the same bytes."""
+Labels come from the folders the images lie in, one per class, or from a table of `file,label` lines. The
+images of --subset are looked up in the training part where --data is divided into train/ and test/ or val/;
+the other part is scored then. Images that are trained on and scored as well (the same files by path, or
+copies under other names) are refused. Writes report.json, splits.json and, with --predict, predictions.csv;
+the same command writes the same bytes. predictions.csv can be read as --labels: what it marks as predicted
+is trained on where --val is given, and never scored."""
 
 _EXAMPLES = """\
   belvedere evaluate runs/tiny/msn --data digits --split test
@@ -57,16 +61,24 @@ def parser() -> argparse.ArgumentParser:
     images.add_argument("--split", choices=("train", "test"), help="only this part of --data")
     add_range(images, default="the card's, else by the rules of docs/data.md")
     add_columns(images, "--data")
-    images.add_argument("--labels", type=path, metavar="CSV", help="labels of images in --data: file,label")
+    images.add_argument(
+        "--labels", type=path, metavar="CSV", help="labels of images in --data: a table of file,label"
+    )
     images.add_argument(
         "--subset", type=path, metavar="FILE", help="train on exactly these images of --data (a paper's list)"
     )
-    images.add_argument("--val", metavar="DIR", help="score on these images instead of the rest of --data")
+    images.add_argument("--val", metavar="PATH", help="score on these images instead of the rest of --data")
     images.add_argument("--val-split", choices=("train", "test"), help="only this part of --val")
     images.add_argument(
+        "--leave-out-copies",
+        action="store_true",
+        help="train without images that are scored too (default: refused); without a scored set of its own, "
+        "take one of each group of equal images (default: counted)",
+    )
+    images.add_argument(
         "--predict",
-        metavar="DIR",
-        help="write a label for each image in DIR; for --data itself: for those without",
+        metavar="PATH",
+        help="write the three best labels for each of these images; for --data itself: those without one",
     )
     how = parser.add_argument_group("protocols")
     how.add_argument(
@@ -101,10 +113,12 @@ def _seed(text: str) -> int:
 
 
 class _Images(NamedTuple):
-    """data: where training images come from; val: a scored set of its own; unlabelled: to be given labels."""
+    """data: where training images come from; val: a scored set of its own, and what messages call it;
+    unlabelled: to be given labels."""
 
     data: Source
     val: Source | None
+    val_name: str
     unlabelled: Source | None
 
 
@@ -113,9 +127,13 @@ def run(args: argparse.Namespace) -> int:
     refuse_torchrun("evaluate")
     _refuse_ineffective(args)
     from belvedere.eval.evaluate import Options, evaluate
+    from belvedere.eval.place import check_out, written_names
     from belvedere.train.session import choose_device
     from belvedere.zoo.load import load
 
+    out = args.out or _beside(args.weights, args.data, args.split)
+    names = written_names(splits=args.subset is None and "logistic" in args.protocols, predicted=args.predict)
+    check_out(out, names)
     backbone, card = load(args.weights)
     images = _open(args, range_for(args, card))
     given = {"shots": args.shots, "splits": args.splits, "k": args.k, "lambd": args.lambd}
@@ -124,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         batch_size=args.batch_size,
         precision=args.precision,
+        leave_out_copies=args.leave_out_copies,
         **{name: value for name, value in given.items() if value is not None},
     )
     with Stages() as stages:
@@ -132,15 +151,17 @@ def run(args: argparse.Namespace) -> int:
             card,
             images.data,
             val=images.val,
+            val_name=images.val_name,
             list_name=None if args.subset is None else args.subset.name,
             unlabelled=images.unlabelled,
             options=options,
             device=choose_device(args.device),
             progress=stages,
         )
-    out = args.out or _beside(args.weights, args.data, args.split)
-    written = evaluation.save(out)
-    print_summary(evaluation.report)
+    try:
+        written = evaluation.save(out)
+    finally:  # what took hours is shown also where it cannot be written
+        print_summary(evaluation.report)
     say(f"written: {', '.join(str(file) for file in written)}")
     return EXIT_DONE
 
@@ -165,24 +186,74 @@ def _refuse_ineffective(args: argparse.Namespace) -> None:
 
 
 def _open(args: argparse.Namespace, value_range: tuple[float, float] | None) -> _Images:
-    from belvedere.data.sources import open_source, with_labels
-    from belvedere.data.sources.ranged import refuse_range_without_effect
+    from belvedere.data.sources import from_list
 
-    chosen = {"label": args.label, "image": args.image}
-    data = open_source(args.data, split=args.split, value_range=value_range, **chosen)
-    if args.range is not None:
-        refuse_range_without_effect(data, args.range)
-    tell_remarks(data)
-    if args.labels is not None:
-        data = with_labels(data, args.labels)
+    data, held_out = _opened_data(args, value_range)
     unlabelled = None
     if args.predict is not None:
         same = Path(args.predict).expanduser().resolve() == Path(args.data).expanduser().resolve()
         unlabelled = _without_labels(data) if same else _opened(args.predict, None, args, value_range)
     val = None if args.val is None else _opened(args.val, args.val_split, args, value_range)
-    if args.subset is not None:
-        data, val = _fixed_list(data, val, args)
-    return _Images(data, val, unlabelled)
+    if args.subset is None:
+        return _Images(data, val, "--val", unlabelled)
+    listed = from_list(data, args.subset)
+    if val is not None:
+        return _Images(listed, val, "--val", unlabelled)
+    if held_out is not None:
+        say(f"scoring the held-out part of --data: {len(held_out)} images")
+        return _Images(listed, held_out, "the held-out part of --data", unlabelled)
+    say("scoring the images of --data that --subset does not list")
+    return _Images(listed, _rest(data, listed), "what --subset does not list", unlabelled)
+
+
+def _opened_data(
+    args: argparse.Namespace, value_range: tuple[float, float] | None
+) -> tuple[Source, Source | None]:
+    """--data with its labels; with --subset and a divided source its training part, and the part to score."""
+    from belvedere.data.sources import open_source, with_labels
+    from belvedere.data.sources.places import is_divided
+    from belvedere.data.sources.ranged import refuse_range_without_effect
+
+    def part(split: str | None) -> Source:
+        return open_source(
+            args.data, split=split, value_range=value_range, label=args.label, image=args.image
+        )
+
+    data = part(None if args.subset is not None else args.split)
+    parted = args.subset is not None and is_divided(data) and args.split != "test"
+    if args.subset is not None and args.split is not None and not parted:
+        data = part(args.split)
+    if args.range is not None:
+        refuse_range_without_effect(data, args.range)
+    tell_remarks(data)
+    if args.labels is not None:
+        data = with_labels(data, args.labels, use_predicted=args.val is not None)
+    if not parted:
+        return data, None
+    if args.split is None:
+        say("looking up the images of --subset in the training part of --data")
+    parts = [part(split) for split in (("train", "test") if args.val is None else ("train",))]
+    train, *others = parts if args.labels is None else [_part_of(data, each) for each in parts]
+    return train, next(iter(others), None)
+
+
+def _part_of(whole: Source, part: Source) -> Source:
+    """The images of `whole`, with its labels, that are in `part`."""
+    from belvedere.data.sources import subset
+
+    keys = {part.key(index) for index in range(len(part))}
+    return subset(whole, [index for index in range(len(whole)) if whole.key(index) in keys])
+
+
+def _rest(data: Source, listed: Source) -> Source:
+    """The images that are not listed."""
+    from belvedere.data.sources import subset
+
+    taken = {listed.key(index) for index in range(len(listed))}
+    rest = [index for index in range(len(data)) if data.key(index) not in taken]
+    if not rest:
+        raise UsageError("--subset lists every image of --data, so that none is left to score; give --val")
+    return subset(data, rest)
 
 
 def _opened(
@@ -204,28 +275,6 @@ def _without_labels(data: Source) -> Source:
     if not rest:
         raise UsageError(f"--predict: every image of {data.name!r} has a label already; name other images")
     return subset(data, rest)
-
-
-def _fixed_list(data: Source, val: Source | None, args: argparse.Namespace) -> tuple[Source, Source]:
-    """The listed images, and what to score: --val, or the held-out part of a divided folder, or the rest."""
-    from belvedere.data.sources import FolderSource, from_list, open_source, subset
-    from belvedere.data.sources.source import value_range_of
-
-    listed = from_list(data, args.subset)
-    if val is not None:
-        return listed, val
-    if isinstance(data, FolderSource) and data.divided:
-        say("scoring the held-out part of --data (test/ or val/)")
-        chosen = {"label": args.label, "image": args.image}
-        return listed, open_source(args.data, split="test", value_range=value_range_of(data), **chosen)
-    taken = {listed.key(index) for index in range(len(listed))}
-    rest = [index for index in range(len(data)) if data.key(index) not in taken]
-    if not rest:
-        raise UsageError(
-            "--subset lists every image of --data, so that none is left to score; give --val DIR"
-        )
-    say("scoring the images of --data that --subset does not list")
-    return listed, subset(data, rest)
 
 
 def _beside(weights: Path, data: str, split: str | None) -> Path:

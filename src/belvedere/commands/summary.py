@@ -9,13 +9,14 @@ from rich import box
 from rich.table import Table
 
 from belvedere.core.log import Text, screen
+from belvedere.data.sources.labels import named_few
 
 _NUM_PAIRS = 3
-_PIPED_WIDTH = 200
+_PIPED_WIDTH = 80
 
 
 def print_summary(report: Mapping[str, Any]) -> None:
-    """Print accuracies, most confused pairs, short classes and unreadable files to stdout."""
+    """Print accuracies, most confused pairs, and all that was read and not used, to stdout."""
     console = screen()
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
@@ -28,7 +29,7 @@ def print_summary(report: Mapping[str, Any]) -> None:
     if table.row_count:
         console.print(table)
     for note in _notes(report):
-        console.print(Text(note), soft_wrap=True)
+        console.print(Text(note))
 
 
 def _rows(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -58,16 +59,63 @@ def _pairs(part: Mapping[str, Any]) -> str:
 
 
 def _notes(report: Mapping[str, Any]) -> Iterator[str]:
+    yield from _not_used(report)
+    yield from _copies(report)
     for shots, part in report.get("logistic", {}).get("shots", {}).items():
-        short = part["short_classes"]
+        short = [f"{name} ({number})" for name, number in part["short_classes"].items()]
         if short:
-            named = ", ".join(f"{name} ({number})" for name, number in list(short.items())[:5])
-            more = f" and {len(short) - 5} more" if len(short) > 5 else ""
-            yield f"classes with fewer than {shots} labelled images, used with what they have: {named}{more}"
-    for where, files in report["unreadable"].items():
-        yield f"{len(files)} images of {where} cannot be read and were left out, first: {next(iter(files))}"
+            yield (
+                f"classes with fewer than {shots} labelled images, used with what they have: "
+                f"{named_few(short)}"
+            )
     if "predict" in report:
         part = report["predict"]
         counts = sorted(part["labels"].items(), key=lambda item: (-item[1], item[0]))
         named = ", ".join(f"{name} {number}" for name, number in counts[:10] if number)
         yield f"predicted labels of {part['images']} images: {named}"
+        if part["trained_on"]:
+            yield f"{part['trained_on']} of the predicted images are among those trained on"
+
+
+def _not_used(report: Mapping[str, Any]) -> Iterator[str]:
+    """Images and classes that were read and take no part."""
+    for where, part in report["unlabelled"].items():
+        named = named_few(part["first"], of=part["images"])
+        yield f"{part['images']} images of --{where} have no label and take no part: {named}"
+    for where, files in report["unreadable"].items():
+        yield f"{len(files)} images of --{where} cannot be read and were left out, first: {next(iter(files))}"
+    empty = [name for name, number in report["training"]["classes"].items() if not number]
+    if empty:
+        yield f"classes without a labelled image in --data: {named_few(empty)}"
+    if report.get("only_in_training"):
+        yield f"classes of which no image is scored: {named_few(report['only_in_training'])}"
+    single = [name for name, number in report["training"]["classes"].items() if number == 1]
+    if single and report["val"] is None:
+        yield f"classes with one labelled image, never right when that is left out: {named_few(single)}"
+
+
+def _copies(report: Mapping[str, Any]) -> Iterator[str]:
+    """Equal images: what was left out, or what was trained on and scored."""
+    copies = report["copies"]
+    left_out = copies["left_out"]
+    if report["val"] is not None and left_out:
+        yield f"{left_out} images of --data are scored too and were not trained on (--leave-out-copies)"
+    elif left_out:
+        yield f"{left_out} images of --data are equal to others of it and took no part (--leave-out-copies)"
+    if not copies.get("images"):
+        return
+    conflicts = copies["conflicting_groups"]
+    yield (
+        f"{copies['images']} images of --data are equal to others of it ({copies['groups']} groups"
+        f"{f', {conflicts} of them with several labels' if conflicts else ''})"
+        + ("" if left_out else f", so that of the scored images {_also_trained_on(report)} were trained on ")
+        + ("" if left_out else "too; --leave-out-copies takes one of each, `belvedere data check` lists them")
+    )
+
+
+def _also_trained_on(report: Mapping[str, Any]) -> str:
+    found = [f"{report[name]['copies']} ({name})" for name in ("knn", "linear") if name in report]
+    for shots, part in report.get("logistic", {}).get("shots", {}).items():
+        mean = sum(part["copies"]) / len(part["copies"])
+        found.append(f"{mean:.1f} a split ({shots} label{'s' if shots != '1' else ''} per class)")
+    return ", ".join(found)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from belvedere.core import rng
-from belvedere.core.files import write_text
+from belvedere.core.files import write_bytes
 from belvedere.core.log import output
 from belvedere.data.loader import Loader
 from belvedere.data.sources import Source, describe, read
 from belvedere.demo.place import RUN
 from belvedere.demo.scoring import NUM_SPLITS, PREDICTED_SHOTS, PREDICTED_SPLIT, SHOTS, Scored
 from belvedere.eval.compare import protocol_report
-from belvedere.eval.predict import Predictions
+from belvedere.eval.predict import Predictions, predictions_text
 from belvedere.eval.report import write_report
 from belvedere.eval.words import answer, table
 from belvedere.methods import msn
@@ -34,7 +32,7 @@ from belvedere.viz.views import KeptPatches, views_picture
 _NUM_SHOWN = 5
 _FILES = {
     "report.json": "every score, and the paired differences",
-    "predictions.csv": f"a label for each unseen digit, and its probability, from {PREDICTED_SHOTS} a class",
+    "predictions.csv": f"the three best labels of each unseen digit, from {PREDICTED_SHOTS} a class",
     "splits.json": "the digits that lent their labels, the same for all rows",
     "views.png": "digits, and the views of them that were trained on",
     "curves.png": "the loss, and how evenly the prototypes are used",
@@ -82,15 +80,9 @@ def tell(out: Path, run: Path, scored: Scored) -> None:
 
 
 def _write_predictions(path: Path, unseen: Source, predictions: Predictions) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file", "label", "probability", "true"))
-    for index, (label, probability) in enumerate(
-        zip(predictions.label, predictions.probability, strict=True)
-    ):
-        true = unseen.classes[unseen.labels[index]]
-        writer.writerow((unseen.key(index), unseen.classes[label], f"{probability:.6f}", true))
-    write_text(path, text.getvalue())
+    keys = [unseen.key(index) for index in range(len(unseen))]
+    true = [unseen.classes[label] for label in unseen.labels]
+    write_bytes(path, predictions_text(keys, predictions, classes=unseen.classes, true=true))
 
 
 def _draw_views(path: Path, recipe: Recipe, train: Source) -> None:

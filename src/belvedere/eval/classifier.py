@@ -54,7 +54,7 @@ def fit_classifier(
     lambd: the regularization; without it, chosen by inner cross-validation where a class has two labels, else
     published. Raises EvaluationError where fewer than two classes have labels.
     """
-    check_classes(train)
+    check_classes(train.labels, train.classes)
     x, y, num_classes = logistic.preprocess(train.features.to(device)), train.y.to(device), len(train.classes)
     most = int(np.bincount(train.labels).max())
     lambdas, folds = regularization(x[None], y[None], most, num_classes=num_classes, lambd=lambd)

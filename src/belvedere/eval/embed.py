@@ -2,7 +2,7 @@
 
 `.npz`: `features` [N, D] float32, `files` [N] and, where the source has labels, `labels` [N] int64 (-1 none)
 and `classes`. `.parquet`: one row per image with `file`, `features` (fixed-size list of float32) and, where
-there are labels, `label` (the class name, null for none). Bytes of a file or folder name that are no UTF-8
+there are labels, `label` (the class name, null for none). Bytes of a file's or class's name that are no UTF-8
 are written as \\xNN, as Parquet holds nothing else. Same images and weights, same bytes.
 """
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from belvedere.core.errors import UsageError
-from belvedere.core.files import replacing
+from belvedere.core.files import check_writable, replacing
 from belvedere.data.sources.source import Source
 from belvedere.engine.precision import Precision
 from belvedere.eval.features import Extracted, FeatureCard, Progress, extract
@@ -43,7 +43,8 @@ def embed(
     """Extract the features of every image and write them to `out`, whole or not at all.
 
     Images that cannot be read have no row and are in `unreadable` of what is returned. Raises UsageError for
-    an `out` that is neither .npz nor .parquet, before any work.
+    an `out` that is neither .npz nor .parquet, and WriteError for one that cannot be written, before any
+    work.
     """
     check_out(out)
     extracted = extract(
@@ -59,6 +60,7 @@ def check_out(out: Path) -> None:
         raise UsageError(f"--out {out} ends in {out.suffix or 'nothing'!r}; use {' or '.join(FORMATS)}")
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a file in it")
+    check_writable(out)
 
 
 def write_features(out: Path, extracted: Extracted, source: Source) -> None:

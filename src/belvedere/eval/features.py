@@ -6,10 +6,11 @@ B batch, N images, D feature columns, H x W the cells of the last map.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
 from typing import Protocol
@@ -27,7 +28,7 @@ from belvedere.data.decode import UnreadableImage
 from belvedere.data.levels import Range
 from belvedere.data.sources.source import ArraySource, Source, read, value_range_of
 from belvedere.engine.precision import Precision, networks
-from belvedere.nn.backbone import Block, Features
+from belvedere.nn.backbone import Block, Features, described
 from belvedere.nn.spec import FeatureSpec
 
 Progress = Callable[[int, int], None]
@@ -53,11 +54,15 @@ class FeatureCard(Protocol):
 class Extracted:
     """features [N, D] float32 on the CPU, or [N, D, h, w] where windows were asked for; index [N]: which
     image of the source each row is, in the order asked for; unreadable: {key: reason} of the images that have
-    no row."""
+    no row; content [N, 2]: hashes of what the network was given, equal for copies."""
 
     features: Tensor
     index: NDArray[np.int64]
     unreadable: dict[str, str]
+    content: NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 2), dtype=np.uint64))
+
+    def __repr__(self) -> str:
+        return f"Extracted(features={described(self.features)}, unreadable={len(self.unreadable)} images)"
 
 
 def evaluation_pixels(pixels: NDArray[np.uint8], spec: FeatureSpec) -> NDArray[np.uint8]:
@@ -84,8 +89,22 @@ def image_transform(
     pixels: NDArray[np.uint8], spec: FeatureSpec, *, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
     """A normalized image [3, crop_px, crop_px] float32 from pixels [H, W, 3]."""
-    image = torch.from_numpy(evaluation_pixels(pixels, spec).transpose(2, 0, 1).astype(np.float32)) / 255.0
+    return _normalized(evaluation_pixels(pixels, spec), mean=mean, std=std)
+
+
+def _normalized(crop: NDArray[np.uint8], *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    image = torch.from_numpy(crop.transpose(2, 0, 1).astype(np.float32)) / 255.0
     return (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def _content(source: Source, index: int, crop: NDArray[np.uint8]) -> bytes:
+    """16 bytes that copies share: a hash of the crop; of one that is all one colour, of what is stored,
+    because blank images need not be copies of each other."""
+    if (crop == crop[:1, :1]).all():
+        stored = source.stored(index)
+        content = stored if isinstance(stored, bytes) else str(stored.shape).encode() + stored.tobytes()
+        return hashlib.blake2b(b"stored" + content, digest_size=16).digest()
+    return hashlib.blake2b(np.ascontiguousarray(crop).data, digest_size=16).digest()
 
 
 def feature(output: Features, spec: FeatureSpec, norm: nn.Module) -> Tensor:
@@ -181,13 +200,15 @@ def extract(
     rows: list[Tensor] = []
     index: list[int] = []
     unreadable: dict[str, str] = {}
+    hashes: list[bytes] = []
     if progress is not None:
         progress(0, len(wanted))
     with evaluating(backbone), torch.inference_mode():
         for done, batch, failed in _read(source, wanted, card, batch_size=batch_size, workers=workers):
             unreadable |= failed
             if batch:
-                images = torch.stack(list(batch.values())).to(device)
+                images = torch.stack([image for image, _ in batch.values()]).to(device)
+                hashes += [content for _, content in batch.values()]
                 part = _forward(backbone, images, card.features, precision, window)
                 _check_finite(part, source, list(batch))
                 rows.append(part)
@@ -197,7 +218,8 @@ def extract(
     if not rows:
         first = "; ".join(f"{key}: {reason}" for key, reason in list(unreadable.items())[:5])
         raise DataError(f"none of the {len(wanted)} images of {source.name!r} can be read: {first}")
-    return Extracted(torch.cat(rows).clone(), np.array(index, dtype=np.int64), unreadable)
+    content = np.frombuffer(b"".join(hashes), dtype="<u8").reshape(-1, 2)
+    return Extracted(torch.cat(rows).clone(), np.array(index, dtype=np.int64), unreadable, content)
 
 
 def _say_other_range(card: FeatureCard, source: Source) -> None:
@@ -232,19 +254,21 @@ def _forward(
 
 def _read(
     source: Source, wanted: NDArray[np.int64], card: FeatureCard, *, batch_size: int, workers: int
-) -> Iterator[tuple[int, dict[int, Tensor], dict[str, str]]]:
-    """Per batch: images done so far, {index: normalized image}, {key: reason}; one batch is read ahead."""
+) -> Iterator[tuple[int, dict[int, tuple[Tensor, bytes]], dict[str, str]]]:
+    """Per batch: images done so far, {index: (normalized image, hash)}, {key: reason}; one batch is read
+    ahead."""
 
-    def load(i: int) -> Tensor | UnreadableImage:
+    def load(i: int) -> tuple[Tensor, bytes] | UnreadableImage:
         try:
-            return image_transform(read(source, i), card.features, mean=card.mean, std=card.std)
+            crop = evaluation_pixels(read(source, i), card.features)
+            return _normalized(crop, mean=card.mean, std=card.std), _content(source, i, crop)
         except UnreadableImage as error:
             return error
 
     edges = [*range(0, len(wanted), batch_size), len(wanted)]
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
 
-        def start(number: int) -> dict[int, Future[Tensor | UnreadableImage]]:
+        def start(number: int) -> dict[int, Future[tuple[Tensor, bytes] | UnreadableImage]]:
             part = wanted[edges[number] : edges[number + 1]] if number + 1 < len(edges) else wanted[:0]
             return {int(i): pool.submit(load, int(i)) for i in part}
 
@@ -252,7 +276,7 @@ def _read(
         for number, (_, done) in enumerate(pairwise(edges)):
             current, ahead = ahead, start(number + 1)
             results = {i: future.result() for i, future in current.items()}
-            images = {i: result for i, result in results.items() if isinstance(result, Tensor)}
+            images = {i: result for i, result in results.items() if isinstance(result, tuple)}
             failed = {source.key(i): r.reason for i, r in results.items() if isinstance(r, UnreadableImage)}
             yield done, images, failed
 

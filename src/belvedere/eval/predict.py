@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,23 +12,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from belvedere.core.files import write_bytes
 from belvedere.eval import logistic
 from belvedere.eval.classifier import fit_classifier
 from belvedere.eval.labelled import Labelled
 
-HEADER = ("file", "label", "probability")
+NUM_BEST = 3
 _ROWS = 16384  # classified at a time
 
 
 class Predictions(NamedTuple):
-    """label [N], probability [N] of that label, the regularization used and the folds that chose it (0:
-    fixed)."""
+    """labels [N, M] and their probabilities [N, M], the most probable first (M: three, or all classes where
+    there are fewer), the regularization used and the folds that chose it (0: fixed)."""
 
-    label: NDArray[np.int64]
-    probability: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
     lambd: float
     folds: int
+
+    @property
+    def label(self) -> NDArray[np.int64]:
+        """The most probable label [N]."""
+        return self.labels[:, 0]
+
+    @property
+    def probability(self) -> NDArray[np.float64]:
+        """Its probability [N]."""
+        return self.probabilities[:, 0]
+
+    def __repr__(self) -> str:
+        return f"Predictions(images={len(self.labels)}, best={self.labels.shape[1]}, lambd={self.lambd})"
 
 
 def predict(
@@ -42,20 +53,40 @@ def predict(
     """
     fitted = fit_classifier(train, lambd=lambd, device=device)
     weights = fitted.weights.to(device)
-    best = []
+    labels, probabilities = [], []
     for part in torch.split(features.to(device), _ROWS):
-        best.append(logistic.predict_proba(logistic.preprocess(part), weights).max(-1))
-    label, probability = (torch.cat([getattr(b, name) for b in best]).cpu() for name in ("indices", "values"))
-    return Predictions(label.numpy(), probability.numpy(), fitted.lambd, fitted.folds)
+        found = logistic.predict_proba(logistic.preprocess(part), weights)
+        # stable: of equals the lower class
+        best = found.argsort(dim=-1, descending=True, stable=True)[..., :NUM_BEST]
+        labels.append(best.cpu())
+        probabilities.append(found.gather(-1, best).cpu())
+    return Predictions(
+        torch.cat(labels).numpy(), torch.cat(probabilities).numpy(), fitted.lambd, fitted.folds
+    )
 
 
-def write_predictions(
-    path: Path, keys: Sequence[str], predictions: Predictions, *, classes: Sequence[str]
-) -> None:
-    """A CSV of file, label and probability (six decimals), in the order of the files; whole or not at all."""
+def predictions_text(
+    keys: Sequence[str],
+    predictions: Predictions,
+    *,
+    classes: Sequence[str],
+    true: Sequence[str] | None = None,
+) -> bytes:
+    """A CSV with the three best labels of each file and their probabilities (six decimals), in UTF-8.
+
+    The first line names the columns: file, label, probability, label_2, probability_2, label_3, probability_3
+    (empty where there are fewer classes), `true` where true labels [N] are given, and `predicted`, which is
+    yes in every line. By that column a table of labels knows which of them no person gave, whatever the file
+    is called.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
-    for key, label, probability in zip(keys, predictions.label, predictions.probability, strict=True):
-        writer.writerow((key, classes[label], f"{probability:.6f}"))
-    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    more = [f"{name}_{rank}" for rank in range(2, NUM_BEST + 1) for name in ("label", "probability")]
+    writer.writerow(("file", "label", "probability", *more, *([] if true is None else ["true"]), "predicted"))
+    for row, key in enumerate(keys):
+        cells = [""] * (2 * NUM_BEST)
+        pairs = zip(predictions.labels[row], predictions.probabilities[row], strict=True)
+        for rank, (label, probability) in enumerate(pairs):
+            cells[2 * rank : 2 * rank + 2] = classes[label], f"{probability:.6f}"
+        writer.writerow((key, *cells, *([] if true is None else [true[row]]), "yes"))
+    return text.getvalue().encode("utf-8", "surrogateescape")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from belvedere.core.errors import EvaluationError
 from belvedere.eval import knn as neighbours
@@ -17,6 +18,7 @@ from belvedere.eval.fewshot import few_shot
 from belvedere.eval.labelled import Labelled
 from belvedere.eval.linear import train_probe
 from belvedere.eval.linear_pooled import AnyProbeSettings
+from belvedere.eval.overlap import copies_report, num_copies
 from belvedere.eval.report import accuracy, class_report, confusion
 from belvedere.eval.splits import Splits, short_classes, stratified_split
 
@@ -41,10 +43,26 @@ def knn(
         "temperature": neighbours.TEMPERATURE,
         "bank": len(train.labels),
         "scored": len(queries.labels),
+        "copies": _copies(train, scored),
         "accuracy": accuracy(by_k[k]),
         "by_k": {str(each): accuracy(counts) for each, counts in by_k.items()},
         **class_report(by_k[k], train.classes),
     }
+
+
+def _copies(train: Labelled, scored: Labelled | None) -> int:
+    """How many scored images have a copy that is trained on; without a scored set: in leave-one-out."""
+    return (
+        int(copies_report(train)["images"]) if scored is None else num_copies(scored.content, train.content)
+    )
+
+
+def _copies_outside(train: Labelled, split: NDArray[np.int64]) -> int:
+    """How many images outside a split have a copy in it."""
+    if not len(train.content):
+        return 0
+    outside = np.setdiff1d(np.arange(len(train.labels)), split)
+    return num_copies(train.content[outside], train.content[split])
 
 
 def logistic_shots(
@@ -71,6 +89,7 @@ def logistic_shots(
             "lambda": list(column.lambdas),
             "lambda_chosen_by": f"{column.folds}-fold cross-validation" if column.folds else "fixed",
             "short_classes": short_classes(train.labels, k, train.classes),
+            "copies": [_copies_outside(train, split) if scored is None else 0 for split in splits.shots[k]],
             **class_report(column.confusion, train.classes),
         }
         for k, column in columns.items()
@@ -137,6 +156,7 @@ def linear(
         "scored_on": rule,
         "trained": len(train.labels),
         "scored": len(scored.labels),
+        "copies": num_copies(scored.content, train.content),
         "settings": settings.model_dump(),
         "accuracy": result.last,
         "best_epoch_accuracy": result.best,

@@ -7,6 +7,13 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 
 
+def described(tensor: Tensor | None) -> str:
+    """A tensor's shape, dtype and device, and none of its numbers: `[2, 196, 384] float32 cuda:0`."""
+    if tensor is None:
+        return "None"
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} {tensor.device}"
+
+
 class Block(NamedTuple):
     """One block's output *before* the final norm.
 
@@ -20,6 +27,12 @@ class Block(NamedTuple):
     width: int
     stage: int
 
+    def __repr__(self) -> str:
+        return (
+            f"Block(tokens={described(self.tokens)}, cls={described(self.cls)}, grid={self.grid}, "
+            f"width={self.width}, stage={self.stage})"
+        )
+
 
 class Features(NamedTuple):
     """pooled [B, D]: what the paper's head reads; cls [B, D] or None, regions [B, N, D], both after the final
@@ -31,6 +44,12 @@ class Features(NamedTuple):
     regions: Tensor | None
     grid: tuple[int, int] | None
     blocks: tuple[Block, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"Features(pooled={described(self.pooled)}, cls={described(self.cls)}, "
+            f"regions={described(self.regions)}, grid={self.grid}, blocks={self.blocks})"
+        )
 
 
 class Backbone(Protocol):

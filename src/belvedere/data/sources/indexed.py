@@ -38,6 +38,7 @@ class IndexedSource:
 
     def __init__(self, name: str, index: Index, reader: Reader, first: int, end: int) -> None:
         self.name, self.skipped = name, index.notes
+        self.divided = bool(index.meta.get("parts"))
         self._index, self._reader, self._first, self._end = index, reader, first, end
         given = index.meta.get("classes")
         self.classes = index.classes if given is None else tuple(given)
@@ -57,6 +58,10 @@ class IndexedSource:
             return self._reader(self._index, self._row(index))
         except ReadError as error:
             raise UnreadableImage(self.key(index), str(error)) from error
+
+    def place(self, index: int) -> tuple[str, int]:
+        """What tells an image from all others: of which index it is a row, and which."""
+        return self._index.fingerprint, self._row(index)
 
     def fingerprint(self) -> str:
         text = f"{self._index.fingerprint} {self._first} {self._end} {self.classes}"

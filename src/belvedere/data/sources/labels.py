@@ -104,10 +104,10 @@ def from_list(source: Source, list_path: str | Path) -> Source:
     return subset(source, list(chosen))
 
 
-def named_few(names: Sequence[str]) -> str:
-    """The first five names, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def named_few(names: Sequence[str], *, of: int | None = None) -> str:
+    """The first five names, and how many more there are; of: how many in all, where these are the first."""
+    more = (len(names) if of is None else of) - len(names[:_NAMED])
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more else "")
 
 
 def _best_reading(source: Source, path: Path) -> _Reading:

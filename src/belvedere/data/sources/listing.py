@@ -125,6 +125,7 @@ def _write_down(
             writer.declare([line.label])
     writer.meta["schemes"] = sorted(schemes)
     _tell(lines, others, writer)
+    writer.meta["divided"] = divided
     return divided
 
 

@@ -163,25 +163,25 @@ class Selected:
         labels: NDArray[np.int64] | None = None,
         classes: tuple[str, ...] | None = None,
     ) -> None:
-        self._source, self._indices = source, np.asarray(indices, dtype=np.int64)
+        self._source, self.indices = source, np.asarray(indices, dtype=np.int64)
         self.parts = (source,)
         self.name = source.name
         self.value_range = value_range_of(source)
-        self.labels = source.labels[self._indices] if labels is None else np.asarray(labels, dtype=np.int64)
+        self.labels = source.labels[self.indices] if labels is None else np.asarray(labels, dtype=np.int64)
         self.classes = source.classes if classes is None else classes
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def key(self, index: int) -> str:
-        return self._source.key(int(self._indices[index]))
+        return self._source.key(int(self.indices[index]))
 
     def stored(self, index: int) -> bytes | Pixels:
-        return self._source.stored(int(self._indices[index]))
+        return self._source.stored(int(self.indices[index]))
 
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(self._source.fingerprint().encode(), digest_size=16)
-        digest.update(self._indices.tobytes())
+        digest.update(self.indices.tobytes())
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
