@@ -296,6 +296,6 @@ def test_dry_run_takes_a_step_and_writes_nothing(tmp_path: Path, capsys: pytest.
     report = dry_run(fast(tmp_path / "run"))
     assert report.at.step == 0
     told = capsys.readouterr().err
-    assert "one step" in told
-    assert "2 images" in told
+    assert "step 0 with its 336 images" in told
+    assert "1,344 images x 2 epochs = 8 steps, about" in told
     assert not (tmp_path / "run").exists()

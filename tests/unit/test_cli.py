@@ -162,6 +162,21 @@ def test_dry_run_anywhere_on_the_line(monkeypatch: Patch, place: int) -> None:
     assert recipes == []
 
 
+def test_a_dry_run_ends_with_the_whole_command(monkeypatch: Patch, capsys: Capture) -> None:
+    replaced(monkeypatch, "belvedere.train.dry", dry_run=lambda recipe: None)
+    monkeypatch.setattr("sys.argv", ["belvedere"])
+    words = ["pretrain", "tiny/msn", "run.dir=my runs/it's", "optim.lr={start: 0.0, peak: 0.1, final: 0.0, "
+             "warmup_epochs: 1}", "--dry-run"]  # fmt: skip
+    assert main(words) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("start with: belvedere pretrain tiny/msn ")
+    given = shlex.split(last.removeprefix("start with: belvedere pretrain "))
+    assert given == words[1:4]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(words) == 0
+    assert "start with: torchrun --nproc-per-node=2 -m belvedere pretrain" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("status", [0, 75])
 def test_demo_writes_where_it_is_told_and_passes_on_the_status(
     monkeypatch: Patch, tmp_path: Path, status: int

@@ -18,7 +18,7 @@ from belvedere.commands import data_summary
 from belvedere.commands.options import command_parser
 from belvedere.commands.summary import print_summary
 from belvedere.core import log
-from belvedere.engine.progress import LINE_INTERVAL_S, Progress, duration
+from belvedere.engine.progress import LINE_INTERVAL_S, Progress, duration, spoken
 
 
 class Clock:
@@ -234,6 +234,75 @@ def test_a_reader_who_leaves_does_not_end_the_run() -> None:
             clock.now += 20.0
             bar.update(step, {"loss": 0.5}, waited_s=0.0)
     assert console.quiet
+
+
+def test_a_long_step_is_told_of_within_ten_seconds_and_ever_more_rarely() -> None:
+    screen, clock = Screen(terminal=False), Clock()
+    told = []
+    with progress(screen, clock, total=10) as bar:
+        bar.begin("first step: 4,096 images")
+        for second in range(1, 151):
+            clock.now += 1.0
+            before = len(screen.lines)
+            bar.look()
+            told += [second] * (len(screen.lines) - before)
+        bar.update(1, {"loss": 1.0})
+        clock.now += 100.0
+        bar.look()  # nothing is being done
+    assert told[0] <= 10
+    assert 3 <= len(told) <= 12
+    first, *_, last = screen.lines
+    assert "step=0/10 first step: 4,096 images, 8 s so far" in first
+    assert "step=1/10" in last
+
+
+def test_micro_batches_tell_how_long_a_step_will_take() -> None:
+    screen, clock = Screen(terminal=False), Clock()
+    with progress(screen, clock) as bar:
+        bar.begin("first step: 4,096 images in 64 micro-batches")
+        for done in range(1, 193):
+            clock.now += 1.5
+            bar.part(done, 192)
+    assert "4,096 images in 64 micro-batches, 3% done, 9 s so far, about 4 min 39 s left" in screen.lines[0]
+    assert len(screen.lines) < 12
+
+
+def test_short_steps_say_nothing_of_themselves() -> None:
+    screen, clock = Screen(terminal=False), Clock()
+    with progress(screen, clock, total=1000) as bar:
+        for step in range(1, 40):
+            bar.begin("this step: 8 images")
+            clock.now += 1.0
+            bar.look()
+            bar.update(step, {"loss": 1.0})
+    assert not any("this step" in line for line in screen.lines)
+
+
+def test_the_bar_shows_what_takes_long() -> None:
+    screen, clock = Screen(terminal=True, width=100), Clock()
+    with progress(screen, clock) as bar:
+        bar.begin("first step: 4,096 images in 64 micro-batches")
+        clock.now += 5.0
+        bar.part(10, 100)
+    assert "64 micro-batches, 10% done, 5 s so far, about 45 s left" in screen.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (40.4, "40 s"),
+        (190, "3 min 10 s"),
+        (600, "10 min"),
+        (1022, "17 min"),
+        (11_400, "3 h 10 min"),
+        (7_201, "2 h"),
+        (90_000, "1 day 1 h"),
+        (188_000, "2 days 4 h"),
+    ],
+)
+def test_durations_are_spoken(seconds: float, text: str) -> None:
+    assert spoken(seconds) == text
 
 
 @pytest.mark.parametrize(

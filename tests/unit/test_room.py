@@ -143,9 +143,9 @@ def test_only_what_clearly_exceeds_is_refused_and_the_rest_is_warned_of() -> Non
 
 def test_where_no_micro_batch_helps_the_batch_is_named() -> None:
     made = planned("tiny/msn", "method.prototypes=100000")
-    told = refused(made, memory(1.5))
+    told = refused(made, memory(1.2))
     assert told.startswith("train.global_batch: ")
-    assert fitting_micro_batch(made.recipe, made, memory(1.5)) is None
+    assert fitting_micro_batch(made.recipe, made, memory(1.2)) is None
 
 
 def test_a_micro_batch_leaves_no_single_image_to_batch_norm() -> None:

@@ -69,12 +69,14 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     try:
+        again = command_line(["pretrain", args.recipe, *args.overrides])
         if args.dry_run:
             from belvedere.train.dry import dry_run
 
             dry_run(recipe)
+            say(f"start with: {again}")
             return EXIT_DONE
-        return _train(recipe, again=command_line(["pretrain", args.recipe, *args.overrides]))
+        return _train(recipe, again=again)
     except ChangedRecipeError as error:
         if error.anew is None:
             raise

@@ -70,12 +70,14 @@ class Failed:
 
 @dataclass(frozen=True)
 class Order:
-    """What fixes which images a process gets at a step."""
+    """What fixes which images a process gets at a step. rows: the first so many of a batch alone, to try
+    something out (None: all)."""
 
     seed: int
     global_batch: int
     rank: int
     world_size: int
+    rows: int | None = None
 
 
 class Fetch:
@@ -97,7 +99,7 @@ class Fetch:
         self.views = {role: spec for role, spec in views.items() if spec.copy_of is None}
         self.dtype, self.finished, self.replaced = dtype, finished, dict(replaced)
         self.steps_per_epoch = steps_per_epoch(len(source), order.global_batch)
-        self.rows = rows_of(order.global_batch, rank=order.rank, world_size=order.world_size)
+        self.rows = rows_of(order.global_batch, rank=order.rank, world_size=order.world_size)[: order.rows]
         self.value_range = value_range_of(source)
         self.shares = False  # whether views are to lie in memory that the training process sees too
         self._room: dict[str, Tensor] = {}  # crops that nobody sees but the next stage
@@ -117,13 +119,14 @@ class Fetch:
     def positions(self, step: int) -> tuple[int, Ints]:
         """The epoch of a step, and the positions in it of this process's rows [B]."""
         order = self.order
-        return positions(
+        epoch, where = positions(
             step,
             steps_per_epoch=self.steps_per_epoch,
             global_batch=order.global_batch,
             rank=order.rank,
             world_size=order.world_size,
         )
+        return epoch, where[: order.rows]
 
     def __getitem__(self, wanted: Wanted) -> Fetched | Failed:
         try:

@@ -52,6 +52,7 @@ class Loader:
     image that was used. Iterating again starts again at `start_step`; `close` (or leaving a `with`) stops
     what runs ahead.
 
+    rows: the first so many of each batch alone, as they stand in the whole one, to try a step out.
     workers: processes that prepare batches; with 0, one thread of this process does. Raises DataError when
     the source holds fewer images than one global batch, or when more than `data.max_bad_share` of at least
     eight unreadable images among those asked for had to be replaced.
@@ -73,6 +74,7 @@ class Loader:
         dtype: torch.dtype = torch.float32,
         device: torch.device = torch.device("cpu"),  # noqa: B008
         replaced: dict[int, int] | None = None,
+        rows: int | None = None,
     ) -> None:
         self.waited_s, self.asked = 0.0, 0
         self.replaced = dict(replaced or {})
@@ -89,7 +91,7 @@ class Loader:
             source,
             views,
             data=data,
-            order=Order(seed, global_batch, rank, world_size),
+            order=Order(seed, global_batch, rank, world_size, rows),
             dtype=dtype,
             finished=device.type == "cpu",
             replaced=self.replaced,

@@ -45,6 +45,8 @@ class Spread:
     ) -> None:
         self.method, self.device, self.precision, self.seed = method, device, precision, seed
         self.micro_batch = micro_batch
+        self.on_part: Callable[[int, int], None] | None = None
+        """Told (passes over micro-batches done, of so many) while a step is under way."""
         raw = method.get_submodule("student")
         self.student: nn.Module = raw
         if dist.world_size() > 1:
@@ -59,6 +61,11 @@ class Spread:
         """The micro-batches of this process's rows."""
         rows, size = len(batch.rows), self.micro_batch or len(batch.rows)
         return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+    def part_done(self, done: int, total: int) -> None:
+        """Tell whoever listens how far the step under way is."""
+        if self.on_part is not None:
+            self.on_part(done, total)
 
     @contextmanager
     def scope(self, batch: Batch, step: int, network: str) -> Iterator[None]:
@@ -107,10 +114,14 @@ def backward_in_parts(
     batch: Batch,
     cuts: list[tuple[int, int]],
     gradient: dict[str, Tensor],
+    done: Callable[[], None],
 ) -> None:
-    """Encode each micro-batch again, with gradient, and send its rows of `gradient` [V, B, ...] through."""
+    """Encode each micro-batch again, with gradient, and send its rows of `gradient` [V, B, ...] through.
+
+    done: called after each."""
     for start, stop in cuts:
         again = encode(batch.part(start, stop))
         torch.autograd.backward(
             [again[name] for name in gradient], [grad[:, start:stop] for grad in gradient.values()]
         )
+        done()

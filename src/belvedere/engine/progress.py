@@ -5,6 +5,7 @@ It knows no method: it shows whatever numbers it is given.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -22,8 +23,11 @@ from belvedere.core import log
 from belvedere.core.log import Text, visible
 
 LINE_INTERVAL_S = 10.0
+QUIET_S = 8.0
+"""After so long a time without a word a run says what it is doing."""
 WINDOW_S = 30.0
 _MUCH_WAITING = 0.2  # from here on the share is colored: more workers would help
+_SHOWN_S = 2.0
 _MARK_INTERVAL_S = 0.25  # the window holds at most WINDOW_S / _MARK_INTERVAL_S marks, however short a step is
 
 
@@ -77,21 +81,31 @@ class Progress:
         self._numbers: dict[str, float] = {}
         self._marks: deque[_Mark] = deque([_Mark(clock(), start_step, 0.0)])
         self._now = self._marks[0]
+        self._began_s = self._now.time_s
         self._num_updates = 0
         self._knows_waiting = False
         self._line_step: int | None = None
         self._line_time_s = 0.0
         self._live = show and self._console.is_interactive
         self._open = ExitStack()
+        self._doing, self._doing_since_s, self._doing_told_s = "", 0.0, 0.0
+        self._parts: tuple[int, int] | None = None
+        self._ended = threading.Event()
 
     def __enter__(self) -> Progress:
         self._marks = deque([_Mark(self._clock(), self._now.step, 0.0)])
         self._now = self._marks[0]
+        self._began_s = self._now.time_s
         self._line_time_s = self._now.time_s
         if self._live:
             self._open.enter_context(
                 Live(get_renderable=self._bar, console=self._console, refresh_per_second=4)
             )
+        elif self.show:
+            watcher = threading.Thread(target=self._watch, name="belvedere-progress", daemon=True)
+            watcher.start()
+            self._open.callback(watcher.join)
+            self._open.callback(self._ended.set)
         return self
 
     def __exit__(
@@ -110,6 +124,7 @@ class Progress:
         them out and the last ones stay. waited_s: seconds waited for data since the update before; left out,
         no waiting is shown.
         """
+        self._doing = ""
         self._num_updates += 1
         self._knows_waiting = self._knows_waiting or waited_s is not None
         self._now = _Mark(self._clock(), step, self._now.waited_s + (waited_s or 0.0))
@@ -122,6 +137,46 @@ class Progress:
         first = self._line_step is None and bool(numbers)
         if first or (due and (numbers or not self._numbers)) or step >= self.total_steps:
             self._print_line()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it was opened."""
+        return self._now.time_s - self._began_s
+
+    def begin(self, what: str) -> None:
+        """Say what is being done from now on. It is shown if it takes long: after seconds, and ever more
+        rarely."""
+        self._doing_since_s = self._doing_told_s = self._clock()
+        self._parts, self._doing = None, what
+
+    def part(self, done: int, total: int) -> None:
+        """Report that `done` of `total` parts of what is being done are finished."""
+        self._parts = (done, total)
+        if self.show and not self._live:
+            self.look()
+
+    def look(self) -> None:
+        """Print what is being done if it has taken long since that was last said; another thread does this
+        every second."""
+        doing, now = self._doing, self._clock()
+        since_told, since = now - self._doing_told_s, now - self._doing_since_s
+        if doing and since >= QUIET_S and since_told >= max(QUIET_S, since / 3):
+            self._doing_told_s = now
+            step = f"step={self._now.step}/{self.total_steps}"
+            stamp = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+            log.print_line(self._console, f"{stamp} {visible(self.title)} {step} {doing}{self._taken(since)}")
+
+    def _taken(self, since: float) -> str:
+        """How long what is being done has taken, and, where its parts are known, how long it will."""
+        taken = f", {spoken(since)} so far"
+        if self._parts is None or not self._parts[0]:
+            return taken
+        done, total = self._parts
+        return f", {done / total:.0%} done{taken}, about {spoken(since * (total - done) / done)} left"
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1.0):
+            self.look()
 
     def say(self, text: str) -> None:
         """Print a message, above the bar if there is one."""
@@ -180,12 +235,31 @@ class Progress:
             Text(f"{speed} images/s"),
             Text("" if share is None else f"waiting {share:.0%}", style="yellow" if slow else ""),
         )
+        since = self._clock() - self._doing_since_s
+        if self._doing and since >= _SHOWN_S:
+            doing = Text(f"{self._doing}{self._taken(since)}", style="dim")
+            doing.no_wrap, doing.overflow = True, "ellipsis"
+            return Group(row, doing)
         return Group(row, Text("  ".join(f"{name} {value:.4g}" for name, value in self._numbers.items())))
 
 
 def duration(seconds: float) -> str:
     """Seconds as `0:01:05`, or with days `2 days, 3:00:00`."""
     return str(timedelta(seconds=round(seconds)))
+
+
+def spoken(seconds: float) -> str:
+    """A duration for a person, in its two largest units: `40 s`, `3 min 10 s`, `3 h 10 min`, `2 days 4 h`."""
+    left = max(0, round(seconds))
+    parts: list[tuple[int, str]] = []
+    if left >= 600:
+        left = round(left / 60) * 60
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or (parts and len(parts) < 2):
+            parts.append((count, "day" if unit == "days" and count == 1 else unit))
+    told = [f"{count} {unit}" for count, unit in parts[:2] if count]
+    return " ".join(told) or "0 s"
 
 
 def _speed(images_per_s: float) -> str:

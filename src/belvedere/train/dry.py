@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import torch
@@ -12,73 +11,111 @@ from belvedere.core import dist
 from belvedere.core.errors import CheckpointError, UsageError
 from belvedere.core.files import free_bytes, readable_size
 from belvedere.core.log import say, table
+from belvedere.engine.progress import spoken
 from belvedere.methods.method import Method
-from belvedere.recipe.estimate import estimate
+from belvedere.recipe.estimate import Estimate, estimate
 from belvedere.recipe.schema import Recipe
-from belvedere.train.loop import StepReport, steps
+from belvedere.train.forecast import ending, show_plan
+from belvedere.train.loop import StepReport
 from belvedere.train.run import begin, open_session
 from belvedere.train.session import Session, choose_device
-
-_TRIAL_BATCH = 2
+from belvedere.train.trial import Trial, predicted_step_s, try_step
 
 
 def dry_run(recipe: Recipe) -> StepReport | None:
-    """Check recipe, images, directory, memory and disk, print the plan, and take one real step.
+    """Check recipe, images, directory, memory and disk, print the plan, and take the run's next step.
 
-    The step has the planned batch on the planned device if that is an accelerator; else it has 2 images on
-    the CPU, and says so. It is the run's next step: from its checkpoint, or what `init` names. None if the
-    run is complete. Raises what the run would raise.
+    The step has the state that the run would have (`init`, or the checkpoint it continues from) and its own
+    images: the whole batch where that takes seconds, else as many of its first images as are computed in that
+    time, and says so; None if the run is complete. It also tells how long the run will take. Raises what the
+    run would raise.
     """
     wanted = recipe.run.device
     absent = wanted == "cuda" and not torch.cuda.is_available()
     device = torch.device("cpu") if absent else choose_device(wanted)
-    real = open_session(recipe, device)
-    begin(real, read_only=True)
-    table("plan", real.plan.table())
-    if real.report.num_unreadable:
-        say(f"{real.report.num_unreadable} of {real.report.num_tried} images tried cannot be read")
-    for warning in real.plan.warnings:
-        say(f"warning: {warning}")
-    for remark in [*real.notes, *real.loader().remarks]:
+    joined_here = dist.start(device)
+    try:
+        if recipe.run.threads is not None:
+            torch.set_num_threads(recipe.run.threads)
+        return _dry_run(recipe, device, absent=absent)
+    finally:
+        if joined_here:
+            dist.stop()
+
+
+def _dry_run(recipe: Recipe, device: torch.device, *, absent: bool) -> StepReport | None:
+    session = open_session(recipe, device)
+    begin(session, read_only=True)
+    show_plan(session)
+    for remark in session.loader().remarks:
         say(remark)
-    _check_directory(real)
-    if real.step >= real.plan.total_steps:
-        say(f"{real.directory} is complete: {real.step} steps; there is no step to try")
+    _check_directory(session)
+    if session.step >= session.plan.total_steps:
+        say(f"{session.directory} is complete: {session.step} steps; there is no step to try")
         return None
-    trial = real if device.type != "cpu" else _trial(recipe, device)
-    if trial is not real:
-        real.hand_on_(trial)
     if absent:
-        say("run.device is cuda, and there is none here: the step below has 2 images on the CPU")
-    elif device.type == "cpu":
-        say(f"the step below has {_TRIAL_BATCH} images; the run will have {real.plan.batch}")
-    started = time.monotonic()
-    report = _one_step(trial)
-    seconds = time.monotonic() - started
-    terms = ", ".join(f"{name} {float(value):.4f}" for name, value in report.losses.terms.items())
-    say(f"one step: {seconds:.1f} s with loading; loss {float(report.losses.total):.4f} ({terms})")
-    if type(trial.method).start_epoch is not Method.start_epoch:
-        say("assignments are made at an epoch's start, which this left out: the loss says nothing yet")
+        say("run.device is cuda, and there is none here: the step below is computed on the CPU")
     if device.type == "cuda":
-        say(f"device memory at its peak: {readable_size(torch.cuda.max_memory_allocated(device))}")
-    say(f"nothing was written; start with: belvedere pretrain {recipe.name}, and the same overrides")
-    return report
+        torch.cuda.reset_peak_memory_stats(device)
+    trial = try_step(session)
+    _tell_step(session, trial)
+    if not absent:
+        _tell_time(session, trial)
+    say("nothing was written")
+    return trial.report
 
 
-def _check_directory(session: Session) -> None:
-    """The run directory can be written, and its disk holds the run's checkpoints."""
-    trained = sum(p.numel() for _, p in session.spread.trained)
+def _tell_step(session: Session, trial: Trial) -> None:
+    losses, batch = trial.report.losses, session.plan.batch
+    terms = ", ".join(f"{name} {float(value):.4f}" for name, value in losses.terms.items())
+    of = f"its {batch:,} images" if trial.whole else f"the first {trial.rows:,} of its {batch:,} images"
+    say(f"step {session.step:,} with {of}: loss {float(losses.total):.4f} ({terms})")
+    if type(session.method).start_epoch is not Method.start_epoch:
+        say("assignments are made at an epoch's start, which this left out: the loss says nothing yet")
+    if session.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(session.device)
+        say(f"device memory at its peak: {readable_size(peak)}")
+
+
+def _tell_time(session: Session, trial: Trial) -> None:
+    """How long a step and the run will take, what was measured, and how the one follows from the other."""
+    plan = session.plan
+    step_s = predicted_step_s(session, trial)
+    parts = f" in micro-batches of {trial.micro_batch}" if trial.micro_batch < trial.rows else ""
+    scaled = "" if trial.whole else f", times {plan.batch / trial.rows:.3g} for the batch of {plan.batch:,}"
+    say(
+        f"measured: {trial.rows:,} images{parts} take {_short(trial.step_s)}{scaled}; one thread makes their "
+        f"views in {_short(trial.load_s)}, and there will be {max(1, session.recipe.run.workers)}"
+    )
+    left_s = step_s * (plan.total_steps - session.step)
+    without = ""
+    if type(session.method).start_epoch is not Method.start_epoch:
+        without = ", not counting the assignments at the start of every epoch"
+    say(f"a step will take about {_short(step_s)}: {ending(plan, session.step, left_s)}{without}")
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else spoken(seconds)
+
+
+def needs_of(session: Session) -> Estimate:
+    """The needs of a run whose method is built, its parameters and buffers counted."""
     networks = session.method.networks()
     teacher = sum(p.numel() for p in networks["teacher"].parameters()) if "teacher" in networks else 0
-    needs = estimate(
+    return estimate(
         session.recipe,
         session.plan,
-        trained=trained,
+        trained=sum(p.numel() for _, p in session.spread.trained),
         teacher=teacher,
         backbone=sum(p.numel() for p in session.method.export().backbone.parameters()),
         own_bytes=sum(buffer.nbytes for buffer in session.own_state().values()),
         shared_bytes=sum(buffer.nbytes for buffer in session.shared_state().values()),
     )
+
+
+def _check_directory(session: Session) -> None:
+    """The run directory can be written, and its disk holds the run's checkpoints."""
+    needs = needs_of(session)
     table("needs", needs.table())
     first = _first_that_exists(session.directory)
     if not os.access(first, os.W_OK):
@@ -97,19 +134,3 @@ def _first_that_exists(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
-
-
-def _trial(recipe: Recipe, device: torch.device) -> Session:
-    """The same run with the smallest batch that BatchNorm allows, on one process."""
-    batch = _TRIAL_BATCH * dist.world_size()
-    changed = {
-        "train": recipe.train.model_copy(update={"global_batch": batch}),
-        "run": recipe.run.model_copy(update={"device": None, "micro_batch": None, "workers": 0}),
-    }
-    return open_session(recipe.model_copy(update=changed), device)
-
-
-def _one_step(session: Session) -> StepReport:
-    with session.loader(workers=0) as loader:
-        run = (session.method, session.optimizer, loader, session.plan, session.spread)
-        return next(iter(steps(*run, start_step=session.step)))

@@ -90,13 +90,8 @@ def steps(
         if step % at.steps_per_epoch == 0 and epoch_batches is not None:
             method.start_epoch(at, partial(_embedded, spread, epoch_batches, at))
         method.start_step(at)
-        if not batch.draws:
-            drawn = method.draws(rng.torch_generator(spread.seed, "draws", step), batch)
-            batch.draws = {name: draw.to(spread.device) for name, draw in drawn.items()}
-
         optimizer.zero_grad(set_to_none=True)
-        spread.discard()
-        encoded, losses = _gradients(method, spread, batch, at)
+        encoded, losses = gradients(method, spread, batch, at)
         method.before_update(at)
         norms = gradient_norms(list(spread.inside))
         total_norm = norms.clamp(min=0).norm()
@@ -116,6 +111,16 @@ def steps(
         yield StepReport(
             at, losses, names, norms, total_norm, lr, weight_decay, method.scheduled(at), ask.stop, ask.save
         )
+
+
+def gradients(method: Method, spread: Spread, batch: Batch, at: Clock) -> tuple[Encoded, Losses]:
+    """What a step computes before anything changes: features, losses, and gradients on the parameters, added
+    to those that are there."""
+    if not batch.draws:
+        drawn = method.draws(rng.torch_generator(spread.seed, "draws", at.step), batch)
+        batch.draws = {name: draw.to(spread.device) for name, draw in drawn.items()}
+    spread.discard()
+    return _gradients(method, spread, batch, at)
 
 
 def _embedded(
@@ -155,28 +160,49 @@ def _gradients(method: Method, spread: Spread, batch: Batch, at: Clock) -> tuple
         with spread.scope(batch, at.step, "loss"):
             return method.loss(spread.student, encoded, target, batch, at)
 
-    cuts = spread.cuts(batch)
-    if len(cuts) == 1:
-        target = encode_teacher(batch)
-        encoded = encode(batch)
-        losses = loss(encoded, target)
-        losses.total.backward()
-        losses.total = losses.total.detach()
-        spread.average_gradients(all_of_them=False)
-        return encoded, losses
+    if len(spread.cuts(batch)) > 1:
+        return _gradients_in_parts(spread, batch, encode, encode_teacher, loss)
+    target = encode_teacher(batch)
+    encoded = encode(batch)
+    losses = loss(encoded, target)
+    losses.total.backward()
+    losses.total = losses.total.detach()
+    spread.average_gradients(all_of_them=False)
+    return encoded, losses
 
-    parts = [batch.part(start, stop) for start, stop in cuts]
+
+def _gradients_in_parts(
+    spread: Spread,
+    batch: Batch,
+    encode: Callable[[Batch], Encoded],
+    encode_teacher: Callable[[Batch], Encoded],
+    loss: Callable[[Encoded, Encoded], Losses],
+) -> tuple[Encoded, Losses]:
+    """The same by micro-batches: three passes over them, the student's twice and the teacher's."""
+    cuts = spread.cuts(batch)
+    parts, done = [batch.part(start, stop) for start, stop in cuts], 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        spread.part_done(done, 3 * len(parts))
+
+    def counted(encode: Callable[[Batch], Encoded], part: Batch) -> Encoded:
+        encoded = encode(part)
+        count()
+        return encoded
+
     with torch.no_grad():
-        encoded = rows_together([encode(part) for part in parts])
+        encoded = rows_together([counted(encode, part) for part in parts])
     spread.discard()  # the backbone's BatchNorm counts the pass with gradient
-    target = rows_together([encode_teacher(part) for part in parts])
+    target = rows_together([counted(encode_teacher, part) for part in parts])
     encoded = {name: h.detach().requires_grad_() for name, h in encoded.items()}
     with spread.unsynchronized():
         losses = loss(encoded, target)
         losses.total.backward()
         losses.total = losses.total.detach()
         gradient = {name: h.grad for name, h in encoded.items() if h.grad is not None}
-        backward_in_parts(encode, batch, cuts, gradient)
+        backward_in_parts(encode, batch, cuts, gradient, count)
     spread.average_gradients(all_of_them=True)
     return encoded, losses
 

@@ -15,6 +15,7 @@ from belvedere.core import dist
 from belvedere.core.errors import DataError, NonFiniteError
 from belvedere.core.files import DirectoryLock, write_json
 from belvedere.core.log import say
+from belvedere.data.batch import Batch
 from belvedere.data.loader import Loader
 from belvedere.data.sources import check_sample, remarks
 from belvedere.engine.agreement import agree
@@ -29,6 +30,7 @@ from belvedere.recipe.schema import Recipe
 from belvedere.train.dataset_pass import StoppedInPassError, epoch_batches
 from belvedere.train.directory import anew, compare_recipe, write_recipe
 from belvedere.train.export import export_backbone
+from belvedere.train.forecast import Forecast, show_plan
 from belvedere.train.images import open_images
 from belvedere.train.loop import BadStepError, StepReport, Wish, steps
 from belvedere.train.record import METRICS_NAME, Metrics
@@ -131,8 +133,7 @@ def _locked(directory: Path) -> Iterator[None]:
 def _train(session: Session) -> bool:
     """Train to the plan's end, saving and reporting on the way; true if a signal ended it before."""
     plan = session.plan
-    for note in [*plan.warnings, *session.notes]:
-        say(note)
+    show_plan(session)
     if dist.is_main():
         write_json(session.directory / "plan.json", plan.to_dict())
     if session.step >= plan.total_steps:
@@ -174,10 +175,11 @@ def _train(session: Session) -> bool:
 
 
 def _drain(session: Session, loader: Loader, keeper: _Keeper, metrics: Metrics, progress: Progress) -> bool:
+    session.spread.on_part = progress.part
     reports = steps(
         session.method,
         session.optimizer,
-        loader,
+        _announced(session, loader, progress),
         session.plan,
         session.spread,
         start_step=session.step,
@@ -190,6 +192,18 @@ def _drain(session: Session, loader: Loader, keeper: _Keeper, metrics: Metrics, 
         return True
 
 
+def _announced(session: Session, loader: Loader, progress: Progress) -> Iterator[Batch]:
+    """The batches; what the run is doing, for whoever waits for a long step."""
+    plan = session.plan
+    parts = f" in {plan.micro_batches} micro-batches" if plan.micro_batches > 1 else ""
+    progress.begin("preparing the first batch")
+    for number, batch in enumerate(loader):
+        which = "first step" if number == 0 else "this step"
+        progress.begin(f"{which}: {plan.recipe.train.global_batch:,} images{parts}")
+        yield batch
+        progress.begin("waiting for the next batch")
+
+
 def _report(
     session: Session,
     reports: Iterator[StepReport],
@@ -199,7 +213,7 @@ def _report(
     progress: Progress,
 ) -> bool:
     """Drain the steps, saving and reporting on the way; true if somebody asked to stop before the end."""
-    waited_s = 0.0
+    waited_s, forecast = 0.0, Forecast(session.plan, session.step)
     for report in reports:
         session.step = report.at.step + 1
         shown = numbers = _numbers(report) if _is_logged(session, report) else {}
@@ -212,6 +226,8 @@ def _report(
             metrics.write(report.at.step, numbers)
         progress.update(session.step, shown, waited_s=loader.waited_s - waited_s)
         waited_s = loader.waited_s
+        if (ending := forecast.told(session.step, progress.pace(), progress.elapsed_s)) is not None:
+            progress.say(ending)
         if report.save or report.stop:
             keeper.save()
         if report.stop:

@@ -90,8 +90,9 @@ class Session:
         directory = plan.run_dir
         return cls(recipe, plan, source, report, directory, device, method, optimizer, spread)
 
-    def loader(self, *, workers: int | None = None) -> Loader:
-        """The batches of the steps that are left. workers: instead of `run.workers`."""
+    def loader(self, *, workers: int | None = None, rows: int | None = None) -> Loader:
+        """The batches of the steps that are left. workers: instead of `run.workers`; rows: the first so many
+        of each batch alone."""
         recipe = self.recipe
         return Loader(
             self.source,
@@ -107,6 +108,7 @@ class Session:
             dtype=parameter_dtype(recipe.train.precision),
             device=self.device,
             replaced=self.replaced,
+            rows=rows,
         )
 
     # State: what a checkpoint holds
@@ -141,19 +143,6 @@ class Session:
     def tensors(self) -> dict[str, Tensor]:
         """Parameters, buffers and optimizer moments by name; nothing is copied."""
         return self._method_state() | state.flatten_optimizer(self.optimizer, self._names())
-
-    def hand_on_(self, trial: Session) -> None:
-        """Give a smaller session of the same recipe, a dry run's, what this one begins with: all state, of
-        queues and banks the first rows, and the place in the schedules."""
-        own = self.method.state_dict()
-        filled = {
-            name: own[name][tuple(map(slice, tensor.shape))] if tensor.ndim else own[name]
-            for name, tensor in trial.method.state_dict().items()
-            if name in own and _is_within(tensor, own[name])
-        }
-        trial.method.load_state_dict(trial.method.state_dict() | filled)
-        last = trial.plan.total_steps - 1
-        trial.step = min(self.step * trial.plan.total_steps // self.plan.total_steps, last)
 
     def save(self, *, milestone: bool = False) -> Path:
         """Write a checkpoint of the finished steps."""
@@ -295,7 +284,3 @@ def _altered(path: Path, reason: str) -> CheckpointError:
         f"{path / MANIFEST_NAME} is altered (meta: {reason}); restore it from a copy, or delete {path} to "
         "continue from the checkpoint before"
     )
-
-
-def _is_within(part: Tensor, whole: Tensor) -> bool:
-    return part.ndim == whole.ndim and all(n <= m for n, m in zip(part.shape, whole.shape, strict=True))
