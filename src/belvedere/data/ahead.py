@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import sys
@@ -128,6 +129,7 @@ class _Workers:
         with _main_module_hidden(fetch.source), warnings.catch_warnings():
             # the remarks of data/room.py say it with what to change
             warnings.filterwarnings("ignore", message="This DataLoader will create")
+            warnings.filterwarnings("ignore", message="Got pickle error")
             loader: DataLoader[Any] = DataLoader(
                 cast(Any, fetch),
                 batch_size=None,
@@ -234,8 +236,19 @@ def in_thread(fetch: Fetch, wanted: Iterable[Wanted], *, pin: bool) -> Ahead:
 def in_workers(fetch: Fetch, wanted: Iterable[Wanted], *, workers: int, pin: bool) -> Ahead:
     """Prepare two batches ahead in each of `workers` processes; through pipes where shared memory is too
     small or of no use."""
-    if fits_shared_memory(fetch, workers):
-        return _Workers(fetch, wanted, workers=workers, pin=pin)
+    kind = _Workers if fits_shared_memory(fetch, workers) else _piped
+    try:
+        return kind(fetch, wanted, workers=workers, pin=pin)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        if "pickle" not in str(error).lower() and "local object" not in str(error):
+            raise
+        raise DataError(
+            f"{fetch.source.name!r} cannot be sent to loader workers ({' '.join(str(error).split())}): "
+            "define its class, and the functions it uses, at the top of a module, or set run.workers=0"
+        ) from error
+
+
+def _piped(fetch: Fetch, wanted: Iterable[Wanted], *, workers: int, pin: bool) -> Ahead:
     with _main_module_hidden(fetch.source):
         return PipedWorkers(
             fetch,
@@ -281,7 +294,8 @@ def _main_module_hidden(source: Source) -> Iterator[None]:
 def _defined_in_main(source: Source) -> bool:
     """Whether the class of a source, or of one it is made of, is defined in the user's script."""
     parts: tuple[Source, ...] = getattr(source, "parts", ())
-    return type(source).__module__ == "__main__" or any(map(_defined_in_main, parts))
+    own = type(source).__module__ == "__main__" or getattr(source, "needs_main", False)
+    return own or any(map(_defined_in_main, parts))
 
 
 def _start_worker(number: int) -> None:

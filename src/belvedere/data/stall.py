@@ -65,8 +65,8 @@ def stall_limit_s() -> float:
 
 
 class Stall:
-    """Watches workers while a batch is waited for: `look` is called every `look_s` seconds or so, `reset` when
-    a batch comes.
+    """Watches workers while a batch is waited for: `look` is called every `look_s` seconds, `reset` when one
+    comes.
 
     Where the kernel has no /proc, only the time is known, and nothing is ended for it.
     """

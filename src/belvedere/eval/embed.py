@@ -21,6 +21,7 @@ from torch import nn
 
 from belvedere.core.errors import UsageError
 from belvedere.core.files import check_writable, replacing
+from belvedere.data.sources.dataset import as_source
 from belvedere.data.sources.source import Source
 from belvedere.engine.precision import Precision
 from belvedere.eval.features import Extracted, FeatureCard, Progress, extract
@@ -32,7 +33,7 @@ _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # numpy writes the time of day into its archi
 def embed(
     backbone: nn.Module,
     card: FeatureCard,
-    source: Source,
+    source: Any,
     *,
     out: Path,
     batch_size: int = 64,
@@ -40,13 +41,15 @@ def embed(
     precision: Precision = "float32",
     progress: Progress | None = None,
 ) -> Extracted:
-    """Extract the features of every image and write them to `out`, whole or not at all.
+    """Extract the features of every image of a source, or of a map-style torch.utils.data.Dataset, and write
+    them to `out`, whole or not at all.
 
     Images that cannot be read have no row and are in `unreadable` of what is returned. Raises UsageError for
     an `out` that is neither .npz nor .parquet, and WriteError for one that cannot be written, before any
     work.
     """
     check_out(out)
+    source = as_source(source)
     extracted = extract(
         backbone, card, source, batch_size=batch_size, device=device, precision=precision, progress=progress
     )

@@ -48,6 +48,7 @@ from belvedere.core.errors import EvaluationError
 from belvedere.core.files import write_bytes
 from belvedere.core.settings import Settings
 from belvedere.data.sources import describe
+from belvedere.data.sources.dataset import as_source
 from belvedere.data.sources.source import UNLABELLED, Source, value_range_of
 from belvedere.engine.precision import Precision
 from belvedere.eval import limits, overlap, protocols
@@ -175,9 +176,9 @@ class _Reader:
 def evaluate(
     backbone: nn.Module,
     card: FeatureCard,
-    source: Source,
+    source: Any,
     *,
-    val: Source | None = None,
+    val: Any = None,
     val_name: str = "--val",
     list_name: str | None = None,
     unlabelled: Source | None = None,
@@ -187,13 +188,15 @@ def evaluate(
 ) -> Evaluation:
     """Score a frozen backbone on the labelled images of `source`; see the module for the report.
 
-    val: a scored set of its own, called `val_name` in messages; without it each protocol keeps its training
-    images out of what it scores. list_name: `source` is a fixed list of this name, and `val` is needed; it
-    takes the place of drawn splits. unlabelled: every image of it gets a label, from a classifier trained on
-    all labels of `source`. Raises EvaluationError for what these images cannot answer; images that are
-    trained on and scored as well are refused, unless `options.leave_out_copies`.
+    source, val: sources, or map-style torch.utils.data.Datasets. val: what is scored, called `val_name`
+    in messages; without it each protocol keeps its training images out of what it scores. list_name: `source`
+    is a fixed list of this name, and `val` is needed; it takes the place of drawn splits. unlabelled: every
+    image of it gets a label, from a classifier trained on all labels of `source`. Raises EvaluationError for
+    what these images cannot answer; images that are trained on and scored as well are refused, unless
+    `options.leave_out_copies`.
     """
     options = options or Options()
+    source, val = as_source(source), None if val is None else as_source(val)
     if list_name is not None and val is None:
         raise EvaluationError(
             "a fixed list (--subset) needs images to score: other labelled images, or --val"

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
-from belvedere.core.errors import UndividedError
+from typing import Any
+
+from belvedere.core.errors import UndividedError, UsageError
 from belvedere.data.sources import Source, open_source
+from belvedere.data.sources.dataset import PREFIX
 from belvedere.data.sources.ranged import refuse_range_without_effect
 from belvedere.data.spec import told
 from belvedere.engine.agreement import agree
 from belvedere.recipe.plan import data_path
 from belvedere.recipe.schema import Recipe
+
+
+def take_images(recipe: Recipe, images: Any) -> tuple[Recipe, Source, list[str]]:
+    """What `open_images` returns, of images that were handed over: a source or a data set.
+
+    The recipe's `data.path` is then `python:NAME`. Raises UsageError where it names other images too.
+    """
+    data = recipe.data
+    source = open_source(images, label=data.label, image=data.image, value_range=data.range)
+    name = f"{PREFIX}{source.name}"
+    if recipe.data.path not in (None, name):
+        raise UsageError(
+            f"data.path is {told(recipe.data.path)!r}, and images are handed over too: leave one of them out "
+            "(data.path=null)"
+        )
+    if recipe.data.split is not None and not recipe.split_is_default:
+        raise UsageError(
+            f"data.split is {recipe.data.split!r}, which images handed over do not have; set it to null"
+        )
+    if recipe.data.range is not None:
+        refuse_range_without_effect(source, recipe.data.range)
+    given = data.model_copy(update={"path": name, "split": None})
+    return recipe.model_copy(update={"data": given}), source, list(recipe.remarks)
 
 
 def open_images(recipe: Recipe) -> tuple[Recipe, Source, list[str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ from belvedere.train.dataset_pass import StoppedInPassError, epoch_batches
 from belvedere.train.directory import anew, compare_recipe, write_recipe
 from belvedere.train.export import export_backbone
 from belvedere.train.forecast import Forecast, show_plan
-from belvedere.train.images import open_images
+from belvedere.train.images import open_images, take_images
 from belvedere.train.loop import BadStepError, StepReport, Wish, steps
 from belvedere.train.record import METRICS_NAME, Metrics
 from belvedere.train.rescue import save_bad_step
@@ -57,8 +58,11 @@ class Outcome:
     seconds: float
 
 
-def pretrain(recipe: Recipe) -> Outcome:
+def pretrain(recipe: Recipe, *, images: Any = None) -> Outcome:
     """Train until the recipe's end, or until SIGINT or SIGTERM; continues a run that its directory holds.
+
+    images: a source, or a map-style torch.utils.data.Dataset, in place of what `data.path` names, which is
+    null then; to continue such a run, hand them over again.
 
     Writes to `run.dir` (default `runs/<name>`): `recipe.yaml`, `plan.json`, `metrics.jsonl`,
     `data_report.json`, `checkpoints/` and `backbone/`. Under torchrun every process calls this.
@@ -72,7 +76,7 @@ def pretrain(recipe: Recipe) -> Outcome:
     try:
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
-        session = open_session(recipe, device)
+        session = open_session(recipe, device, images=images)
         with _locked(session.directory):
             resumed = begin(session)
             agree(lambda: write_recipe(session.recipe, session.directory), only_main=True)
@@ -100,9 +104,9 @@ def begin(session: Session, *, read_only: bool = False) -> bool:
     return resumed
 
 
-def open_session(recipe: Recipe, device: torch.device) -> Session:
+def open_session(recipe: Recipe, device: torch.device, *, images: Any = None) -> Session:
     """Meet reality: find the images, lay out the plan, build the method. Writes nothing."""
-    recipe, source, notes = open_images(recipe)
+    recipe, source, notes = open_images(recipe) if images is None else take_images(recipe, images)
     source, gone = as_begun(source, run_dir(recipe))
     report = check_sample(source, seed=recipe.seed)
     plan = make_plan(recipe, num_images=len(source), world_size=dist.world_size(), device=device.type)

@@ -96,7 +96,7 @@ class ObjectSource:
                 return Path(self._root, key).read_bytes()
             part = int(np.searchsorted(self._ends, index, side="right"))
             image = self._parts[part][index - (int(self._ends[part - 1]) if part else 0)][0]
-            return _stored(image)
+            return stored_of(image)
         except OSError as error:
             raise UnreadableImage(key, f"cannot be read: {error.strerror or error}") from error
         except Exception as error:  # whatever the object raises for this one image
@@ -110,7 +110,7 @@ class ObjectSource:
         return digest.hexdigest()
 
 
-def _stored(image: Any) -> bytes | Pixels:
+def stored_of(image: Any) -> bytes | Pixels:
     """A PIL image or an array as a source stores it; other modes than RGB and gray as a file in memory, so
     that they become RGB by the rules of all sources."""
     mode = getattr(image, "mode", None)

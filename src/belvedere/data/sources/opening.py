@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from belvedere.core.errors import DataError
 from belvedere.data.levels import Range
@@ -13,6 +13,8 @@ from belvedere.data.sources.archives import open_zip
 from belvedere.data.sources.arrays import open_array
 from belvedere.data.sources.builtin import is_idx_folder, open_digits, open_idx
 from belvedere.data.sources.choice import no_choice
+from belvedere.data.sources.dataset import PREFIX as GIVEN
+from belvedere.data.sources.dataset import as_source
 from belvedere.data.sources.folder import open_folder
 from belvedere.data.sources.huggingface import open_huggingface
 from belvedere.data.sources.listing import LISTS, open_list
@@ -45,7 +47,7 @@ class _Chosen(NamedTuple):
 
 
 def open_source(
-    path: str | Sequence[Part],
+    path: str | Path | Sequence[Part] | Any,
     *,
     split: str | None = None,
     label: str | None = None,
@@ -57,18 +59,26 @@ def open_source(
     path: a folder of images (flat or nested), of IDX files, of tar shards or of Parquet files; a list of
     files (`.txt`, `.csv`, `.tsv`, `.jsonl`); `.zip`; `.tar` and `.parquet`, also several by a pattern
     (`*`, `{000..099}`); `.npy`, `.npz`; a URL of any of these; `torchvision:NAME`, `hf:DIR`, `digits`; or
-    parts with weights, which are mixed. label, image: the column, key or ending that holds the labels and the
-    images, where the source has several (lists, shards, Parquet, `hf:`). value_range: the values that become
-    black and white in images of more than eight bits (`data.range`). Raises DataError for a path that is
-    missing, empty, of no kind known, or that does not have the split or the column.
+    parts with weights, which are mixed; or a data set itself, such as a map-style torch.utils.data.Dataset
+    of PIL images, arrays, tensors or (image, label). label, image: the column, key or ending that holds the
+    labels and the images, where the source has several (lists, shards, Parquet, `hf:`). value_range: the
+    values that become black and white in images of more than eight bits (`data.range`). Raises DataError for
+    a path that is missing, empty, of no kind known, or that does not have the split or the column.
     """
     chosen = _Chosen(split, label, image)
     if value_range is not None:
         return _open_ranged(path, chosen, value_range=value_range)
     if split is not None and split not in SPLITS:
         raise DataError(f"data.split is {split!r}; it must be train, test or null")
+    if isinstance(path, Path):
+        path = str(path)
     if not isinstance(path, str):
-        return _open_parts(path, chosen)
+        return _open_parts(path, chosen) if _are_parts(path) else _given(path, chosen)
+    if path.startswith(GIVEN):
+        raise DataError(
+            f"data.path is {path!r}: this run was begun from Python with images of its own; continue it "
+            "there, belvedere.pretrain(recipe, images=...), or set data.path"
+        )
     for prefix, opener in _CHOOSING:
         if path.startswith(prefix):
             return opener(path, split, label=label, image=image)
@@ -81,11 +91,22 @@ def open_source(
     return _open_local(path, split, label=label, image=image)
 
 
-def _open_ranged(path: str | Sequence[Part], chosen: _Chosen, *, value_range: Range) -> Source:
+def _are_parts(path: Any) -> bool:
+    return isinstance(path, list | tuple) and all(isinstance(part, Part) for part in path)
+
+
+def _given(images: Any, chosen: _Chosen) -> Source:
+    """A data set that was handed over."""
+    why = "its items, or its `targets`, give the labels"
+    no_choice(type(images).__name__, label=chosen.label, image=chosen.image, why=why)
+    return as_source(images, split=chosen.split)
+
+
+def _open_ranged(path: Any, chosen: _Chosen, *, value_range: Range) -> Source:
     """The same with a range of values, which arrays of other types than uint8 need when they are opened."""
-    if not isinstance(path, str):
+    if _are_parts(path):
         source: Source = _open_parts(path, chosen, value_range=value_range)
-    elif path.lower().endswith((".npy", ".npz")) and not is_url(path):
+    elif isinstance(path, str) and path.lower().endswith((".npy", ".npz")) and not is_url(path):
         no_choice(path, label=chosen.label, image=chosen.image, why=OF_ARRAY)
         source = open_array(path, chosen.split, value_range=value_range)
     else:
