@@ -131,7 +131,7 @@ def test_a_kept_folder_is_the_same_and_follows_changes(tmp_path, own_cache):
     with pytest.raises(DataError, match=r"no image file below .* \(data\.path\)"):
         open_folder(root, "train")
     assert [path.suffix for path in (own_cache / "indices").iterdir()] == [".index"] * 4
-    (root / "dev").mkdir()
+    tree(root, ["dog/5.png"])
     with pytest.raises(DataError, match=r"data\.split is 'train'.*not divided"):
         open_folder(root, "train")
 

@@ -18,7 +18,10 @@ from PIL import Image
 
 from belvedere.core.errors import DataError
 from belvedere.data.sources import open_source, remarks
+from belvedere.data.sources.index import open_index
+from belvedere.data.sources.parts import part_of_file
 from belvedere.data.spec import DataSpec, Part
+from belvedere.train.roster import as_begun
 
 SLOW_S = 2.0
 """Far more than any small file may take, on a busy machine too."""
@@ -443,3 +446,184 @@ def test_a_choice_is_part_of_a_recipe_and_leaves_none_where_it_is_not_made():
     assert DataSpec(**data, image="left").model_dump() == {**data, "image": "left"}
     with pytest.raises(ValueError, match="label must be null where path is a list"):
         DataSpec(**{**data, "path": (Part(**part),)}, label="kind")
+
+
+# --- parts, classes and folders that wrap all others
+
+TREES = {  # images; classes; images of split train and of split test (None: it is refused)
+    "plain": (["cat/1", "dog/2"], ("cat", "dog"), None, None),
+    "train, val": (["train/cat/1", "val/dog/2"], ("cat", "dog"), ["train/cat/1"], ["val/dog/2"]),
+    "three parts": (["train/cat/1", "valid/dog/2", "test/cat/3"], ("cat", "dog"), ["train/cat/1"],
+                    ["test/cat/3"]),
+    "validation": (["train/cat/1", "validation/dog/2"], ("cat", "dog"), ["train/cat/1"],
+                   ["validation/dog/2"]),
+    "training": (["training/cat/1", "testing/dog/2"], ("cat", "dog"), ["training/cat/1"], ["testing/dog/2"]),
+    "capitals": (["Train/cat/1", "Test/dog/2"], ("cat", "dog"), ["Train/cat/1"], ["Test/dog/2"]),
+    "shouting": (["TRAIN/cat/1", "DEV/dog/2"], ("cat", "dog"), ["TRAIN/cat/1"], ["DEV/dog/2"]),
+    "eval": (["train/cat/1", "eval/dog/2"], ("cat", "dog"), ["train/cat/1"], ["eval/dog/2"]),
+    "sets": (["train_set/cat/1", "test_set/dog/2"], ("cat", "dog"), ["train_set/cat/1"], ["test_set/dog/2"]),
+    "years": (["train2017/cat/1", "val2017/dog/2"], ("cat", "dog"), ["train2017/cat/1"], ["val2017/dog/2"]),
+    "without train": (["test/cat/1", "val/dog/2"], ("cat", "dog"), None, ["test/cat/1"]),
+    "flat parts": (["train/1", "test/2"], (), ["train/1"], ["test/2"]),
+    "one part": (["train/cat/1", "train/dog/2"], ("cat", "dog"), ["train/cat/1", "train/dog/2"], None),
+    "wrapped parts": (["w/train/cat/1", "w/val/dog/2"], ("cat", "dog"), ["w/train/cat/1"], ["w/val/dog/2"]),
+    "parts that wrap": (["train/x/cat/1", "train/x/dog/2", "test/x/dog/3"], ("cat", "dog"),
+                        ["train/x/cat/1", "train/x/dog/2"], ["test/x/dog/3"]),
+    "two names of a part": (["train/cat/1", "val/dog/2", "valid/cat/3"], ("cat", "dog"), ["train/cat/1"],
+                            ["val/dog/2", "valid/cat/3"]),
+    "wrap": (["wrap/cat/1", "wrap/dog/2"], ("cat", "dog"), None, None),
+    "wrap, wrap": (["wrap/wrap/cat/1", "wrap/wrap/dog/2"], ("cat", "dog"), None, None),
+    "deep classes": (["wrap/cat/a/1", "wrap/dog/2"], ("cat", "dog"), None, None),
+    "a train among vehicles": (["bus/1", "train/2", "car/3"], ("bus", "car", "train"), None, None),
+    "a test among animals": (["cat/1", "dog/2", "test/3"], ("cat", "dog", "test"), None, None),
+    "odd names": ([f"c\udcff\x1b[2J/{NO_TEXT}", "d\n/2"], ("c\udcff\x1b[2J", "d\n"), None, None),
+}  # fmt: skip
+AMBIGUOUS = {
+    "extra": ["train/1", "test/2", "unlabeled/3"],
+    "classes beside": ["train/cat/1", "val/cat/2", "cat/3", "dog/4"],
+    "images beside": ["train/1", "test/2", "3"],
+    "wrapped": ["w/Training/1", "w/Testing/2", "w/extra/3"],
+}
+
+
+def packed(tmp_path, kind, names):
+    """The images in a folder, a zip archive or a tar file, with things that are no images beside them."""
+    names = [f"{name}.png" for name in names]
+    if kind == "folder":
+        for name in names:
+            (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / name).write_bytes(TINY)
+        (tmp_path / "set" / "annotations" / "deep").mkdir(parents=True)
+        (tmp_path / "set" / "annotations" / "deep" / "x.xml").write_text("<x/>")
+        (tmp_path / "set" / "README.md").write_text("words")
+        return str(tmp_path / "set")
+    if kind == "tar":
+        return str(tar_of(tmp_path / "set.tar", [(name, None) for name in names]))
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("README.md", "words")
+        for name in names:
+            archive.writestr(name, TINY)
+    if kind == "url":
+        return (tmp_path / "set.zip").as_uri()
+    return str(tmp_path / "set.zip")
+
+
+def keys_of(path, split=None) -> list[str]:
+    source = open_source(path, split=split)
+    return sorted(source.key(index).removesuffix(".png") for index in range(len(source)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "url"])
+@pytest.mark.parametrize("name", TREES)
+def test_parts_classes_and_wrapping_folders_are_the_same_everywhere(tmp_path, own_cache, name, kind):
+    images, classes, train, test = TREES[name]
+    if kind in ("zip", "url") and "odd" in name:
+        pytest.skip("zipfile writes no such name")
+    path = packed(tmp_path, kind, images)
+    assert open_source(path).classes == classes
+    assert keys_of(path) == sorted(images)
+    for split, expected in (("train", train), ("test", test)):
+        if expected is None:
+            with pytest.raises(DataError, match=f"split is '{split}', but .*(not divided|only the part)"):
+                open_source(path, split=split)
+        else:
+            assert keys_of(path, split) == sorted(expected)
+            assert open_source(path, split=split).classes == classes  # the same numbers in every part
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_folders_that_may_be_parts_or_classes_are_refused(tmp_path, own_cache, name, kind):
+    path = packed(tmp_path, kind, AMBIGUOUS[name])
+    with pytest.raises(DataError, match=r"two ways: .*the parts .* or classes beside .*\(a \.csv of"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_a_class_that_is_called_as_a_part_is_said(tmp_path, own_cache, kind):
+    path = packed(tmp_path, kind, ["cat/1", "dog/2", "test/3"])
+    assert "test/ is taken for a class, as it stands among other folders" in remarks(open_source(path))
+
+
+def test_what_a_folder_or_zip_holds_and_is_not_taken_is_counted_and_named(tmp_path, own_cache):
+    path = packed(tmp_path, "folder", ["cat/1", "dog/2", "3"])
+    for name in ("cat/._1.png", ".cache/x.png", "dog/2.heic", "dog/2.cls", "dog/2.CLS"):
+        (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(MAC)
+    told = remarks(open_source(path))
+    for part in (
+        "1 hidden images were left out: cat/._1.png",
+        "1 hidden folders were left out: .cache/",
+        "1 .heic files were not used: dog/2.heic",
+        "2 .cls files were not used: dog/2.",
+        "1 .md files were not used: README.md",
+        "1 of 3 images have no label: 3.png",
+    ):
+        assert any(part in remark for remark in told), (part, told)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in ("a/1.png", "b/2.png", "a/._1.png", "__MACOSX/a/._1.png", "a/.DS_Store", "a/1.cls"):
+            archive.writestr(name, TINY)
+    assert remarks(open_source(str(tmp_path / "set.zip"))) == [
+        "3 hidden members were left out: a/._1.png, __MACOSX/a/._1.png, a/.DS_Store",
+        "1 .cls files were not used: a/1.cls",
+    ]
+
+
+FILES_OF_PARTS = {
+    "train-00000-of-00001.parquet": "train",
+    "validation-00000-of-00001.parquet": "val",
+    "Training.tar": "train",
+    "testing_000.tar": "test",
+    "my-data-dev-3.tar": "val",
+    "trainset.parquet": "train",
+    "train2017.tar": "train",
+    "TEST/0000.parquet": "test",
+    "Valid/0000.parquet": "val",
+    "trainer-0.parquet": "",
+    "contest.tar": "",
+    "latest.tar": "",
+    "evaluate.tar": "",
+    "part-000.tar": "",
+}
+
+
+@pytest.mark.parametrize("name", FILES_OF_PARTS)
+def test_the_part_of_a_file_by_its_name(name):
+    assert part_of_file(f"/data/{name}") == FILES_OF_PARTS[name]
+
+
+def test_parts_by_the_names_of_shards_tables_and_splits(tmp_path, own_cache):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "p").mkdir()
+    for name in ("Training-0", "Validation-0"):
+        tar_of(tmp_path / "s" / f"{name}.tar", [(f"{name}.png", None), (f"{name}.cls", b"x")])
+        pq.write_table(pa.table({"image": [TINY]}), tmp_path / "p" / f"{name}.parquet")
+        os.utime(tmp_path / "p" / f"{name}.parquet", (1_000_000_000, 1_000_000_000))
+    assert keys_of(str(tmp_path / "s"), "test") == ["Validation-0/Validation-0"]
+    assert keys_of(str(tmp_path / "p"), "train") == ["Training-0/0"]
+    parts = {name: datasets.Dataset.from_dict({"image": [TINY]}) for name in ("Train", "dev")}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "hf"))
+    assert len(open_source(f"hf:{tmp_path}/hf", split="test")) == 1
+    (tmp_path / "list.csv").write_text("file,split\na,TRAINING\nb,Valid\n")
+    assert keys_of(str(tmp_path / "list.csv"), "test") == ["b"]
+    pq.write_table(pa.table({"image": [TINY]}), tmp_path / "p" / "extra.parquet")
+    os.utime(tmp_path / "p" / "extra.parquet", (1_000_000_000, 1_000_000_000))
+    (told,) = remarks(open_source(str(tmp_path / "p"), split="train"))
+    assert told.startswith("1 files were left out, whose names say no part: ")
+
+
+def test_a_run_goes_on_whose_folders_were_read_as_other_classes(tmp_path, own_cache, monkeypatch):
+    source = open_source(packed(tmp_path, "folder", ["wrap/cat/1", "wrap/dog/2"]))
+
+    def before(writer):  # every image in the class `wrap`
+        writer.meta["divided"] = False
+        for name, size in zip(source.index.names, source.index.columns["size"].tolist(), strict=True):
+            writer.add(name, label="wrap", size=size)
+
+    begun = open_index({"kind": "folder"}, before, describe="it")
+    begun.write(tmp_path / "images.index")
+    monkeypatch.setattr("belvedere.train.roster.checkpoints", lambda directory: [directory])
+    resumed, (told,) = as_begun(source, tmp_path)
+    assert resumed.fingerprint() == begun.fingerprint != source.fingerprint()
+    assert "other classes than when the run began" in told
+    assert resumed.stored(0) == TINY

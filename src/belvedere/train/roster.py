@@ -103,6 +103,12 @@ def _part_as_begun(source: Source, path: Path, told: list[str]) -> Source:
     except (DamagedFileError, OSError) as error:
         told.append(f"{path} cannot be read ({error}); it is needed only where images have vanished")
         return source
+    if begun.fingerprint != source.fingerprint() and _same_files(begun, source.index):
+        told.append(
+            "the folders are read as other classes than when the run began (docs/data.md); the run goes on "
+            "with the labels it began with, which training does not use"
+        )
+        return FolderSource(source.root, begun)
     gone = _gone(begun, source.index) if begun.fingerprint != source.fingerprint() else []
     if not gone:
         return source
@@ -111,6 +117,13 @@ def _part_as_begun(source: Source, path: Path, told: list[str]) -> Source:
         f"{_some(gone)}"
     )
     return FolderSource(source.root, begun)
+
+
+def _same_files(begun: Index, now: Index) -> bool:
+    """Whether names and sizes are the same, whatever the labels are."""
+    if len(begun) != len(now) or (begun.columns["size"] != now.columns["size"]).any():
+        return False
+    return all(one == other for one, other in zip(begun.names, now.names, strict=True))
 
 
 def _gone(begun: Index, now: Index) -> list[str]:

@@ -16,7 +16,7 @@ from belvedere.data.sources.folder import EXTENSIONS
 from belvedere.data.sources.index import Index, IndexWriter, open_index
 from belvedere.data.sources.indexed import LARGEST_BYTES, IndexedSource, rows_of_split, value
 from belvedere.data.sources.layout import folder_of, layout_of, member_name
-from belvedere.data.sources.members import Left
+from belvedere.data.sources.left import Left
 
 # Layouts from PKWARE's APPNOTE.TXT, 4.3
 _END = struct.Struct("<IHHHHIIH")

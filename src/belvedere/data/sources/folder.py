@@ -7,15 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from belvedere.core.errors import DataError, UndividedError
+from belvedere.core.errors import DataError
+from belvedere.data.sources.folder_layout import folder_layout, is_folder
 from belvedere.data.sources.index import Index, IndexWriter, open_index
+from belvedere.data.sources.left import Left
 from belvedere.data.sources.local import read_file
+from belvedere.data.sources.parts import part_wanted
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif"}
     | {".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
 )
-_HELD_OUT = ("test", "val")  # in this order, for `split: test`
+_RULES = 2  # of what is found in a folder; an index of other rules is not used again
 _LISTED = 5
 
 
@@ -23,8 +26,8 @@ class FolderSource:
     """Image files below `root`, in the order of their relative POSIX names.
 
     index: names relative to `root`, and their sizes when they were found. An image's label is the first
-    folder below `root` (below `train/`, `val/`, `test/` when `root` is divided so); an image directly in
-    `root` has none.
+    folder below `root`, below the folders that wrap all others, and below `train/`, `val/`, `test/` when it
+    is divided so; an image directly there has none. divided: into a part for training and others.
     """
 
     def __init__(self, root: Path, index: Index) -> None:
@@ -53,11 +56,13 @@ class FolderSource:
 def open_folder(root: Path, split: str | None) -> FolderSource:
     """The images below a folder.
 
-    split: only for a folder divided as MSN's ImageFolder is: nothing visible in it but `train/` and `val/`
-    or `test/`. There `train` is `train/`, `test` is `test/` (or `val/` where there is no `test/`), and none
-    is all of them. Raises DataError naming `data.path` or `data.split`.
+    split: only for a folder divided into parts: one in which all folders with images are called as parts are
+    (`parts.NAMES`). There `train` is the part for training, `test` is the test part, or the one for
+    validation where there is no other, and none is all of them. Raises DataError naming `data.path` or
+    `data.split`, also where some folders are called as parts are and others are not.
     """
-    identity = {"kind": "folder", "root": str(root), "split": split, "extensions": sorted(EXTENSIONS)}
+    rules = {"rules": _RULES, "extensions": sorted(EXTENSIONS)}
+    identity = {"kind": "folder", "root": str(root), "split": split, **rules}
     index = open_index(identity, lambda writer: _find(root, split, writer), describe=str(root))
     return FolderSource(root, index)
 
@@ -66,47 +71,26 @@ def _find(root: Path, split: str | None, writer: IndexWriter) -> None:
     """Write down all images of a folder, or of one part of it."""
     try:
         writer.stamp(root)
-        parts = _parts(root)
+        layout = folder_layout(root, EXTENSIONS, stamp=writer.stamp)
     except OSError as error:
         raise DataError(f"{root} (data.path) cannot be opened: {error.strerror}") from error
-    writer.meta["divided"] = bool(parts)
-    _walk(root, "" if split is None else f"{_folder_of(root, parts, split)}/", 1 if parts else 0, writer)
+    writer.meta["divided"] = len(set(layout.parts.values())) > 1
+    if layout.note is not None:
+        writer.note(layout.note)
+    part, left = part_wanted(layout.parts.values(), split, str(root)), Left()
+    wanted = [""] if part is None else [f"{name}/" for name, its in layout.parts.items() if its == part]
+    for prefix in wanted:
+        _walk(root, prefix, layout.label_at, writer, left)
+    for told in left.told():
+        writer.note(told)
     if writer.count == 0:
         notes = writer.notes[:_LISTED]
         raise DataError(
             f"no image file below {root} (data.path); looked for {', '.join(sorted(EXTENSIONS))}"
-            + (f"; folders that cannot be opened: {', '.join(notes)}" if notes else "")
+            + (f"; {'; '.join(notes)}" if notes else "")
         )
-    if parts:  # the same numbers in every part, also where a class has no image in one
-        for part in parts:
-            writer.declare(_classes(root / part, writer))
-
-
-def _parts(root: Path) -> tuple[str, ...]:
-    """The sub-folders of a folder divided into train/ and val/ or test/; none when it is not."""
-    folders: list[str] = []
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                folders.append(entry.name)
-                if entry.name not in ("train", *_HELD_OUT):
-                    return ()
-            elif _is_image(entry.name):
-                return ()
-    return tuple(sorted(folders)) if "train" in folders and len(folders) > 1 else ()
-
-
-def _folder_of(root: Path, parts: tuple[str, ...], split: str) -> str:
-    if not parts:
-        raise UndividedError(
-            f"data.split is {split!r}, but {root} (data.path) is not divided into train/ and val/ or test/; "
-            f"set data.split=null to take all its images"
-        )
-    if split == "train":
-        return "train"
-    return next(name for name in _HELD_OUT if name in parts)
+    for name in layout.parts:  # the same numbers in every part, also where a class has no image in one
+        writer.declare(_classes(root / name / layout.below, writer))
 
 
 class _Folder(NamedTuple):
@@ -120,7 +104,7 @@ class _Folder(NamedTuple):
     left: list[str]
 
 
-def _walk(root: Path, prefix: str, depth: int, writer: IndexWriter) -> None:
+def _walk(root: Path, prefix: str, depth: int, writer: IndexWriter, left: Left) -> None:
     """Write down the image files below `prefix` in the order of their names; follows links, but not into a
     folder above.
 
@@ -128,7 +112,7 @@ def _walk(root: Path, prefix: str, depth: int, writer: IndexWriter) -> None:
     folder of a name is its label.
     """
     base = os.path.join(root, "")
-    stack = [_opened(root, prefix, frozenset(), writer)]
+    stack = [_opened(root, prefix, frozenset(), writer, left)]
     while stack:
         folder = stack[-1]
         if not folder.left:
@@ -136,50 +120,58 @@ def _walk(root: Path, prefix: str, depth: int, writer: IndexWriter) -> None:
             continue
         name = folder.prefix + folder.left.pop()
         if name.endswith("/"):
-            stack.append(_opened(root, name, folder.above, writer))
+            stack.append(_opened(root, name, folder.above, writer, left))
         else:
             folders = name.split("/", depth + 1)[:-1]
             label = folders[depth] if len(folders) > depth else None
             writer.add(name, label=label, size=_size(base + name))
 
 
-def _opened(root: Path, prefix: str, above: frozenset[tuple[int, int]], writer: IndexWriter) -> _Folder:
-    """The folder at `prefix`, with nothing left in it if it lies above itself or cannot be opened."""
+def _opened(
+    root: Path, prefix: str, above: frozenset[tuple[int, int]], writer: IndexWriter, left: Left
+) -> _Folder:
+    """The folder at `prefix`, with nothing left in it if it lies above itself or cannot be opened; `left` is
+    told of what is no image or hidden."""
     path = os.path.join(root, prefix)
+    names: list[str] = []
     try:
         status = writer.stamp(path)
         here = (status.st_dev, status.st_ino)
         if here in above:
             return _Folder(prefix, above, [])
         with os.scandir(path) as entries:
-            left = [
-                entry.name + "/" if folder else entry.name
-                for entry in entries
-                if not entry.name.startswith(".") and ((folder := _is_folder(entry)) or _is_image(entry.name))
-            ]
+            for entry in entries:
+                folder = is_folder(entry)
+                if entry.name.startswith("."):
+                    _tell_hidden(prefix + entry.name, folder, left)
+                elif folder or _is_image(entry.name):
+                    names.append(entry.name + "/" if folder else entry.name)
+                else:
+                    suffix = os.path.splitext(entry.name)[1].lower()
+                    left.add(f"{suffix or 'other'} files were not used", prefix + entry.name)
     except OSError as error:
         # a permission shows in the folder's times when it changes; anything else may pass by itself
         writer.note(f"{prefix or '.'}: {error.strerror}", passing=not isinstance(error, PermissionError))
         return _Folder(prefix, above, [])
-    left.sort(reverse=True)
-    return _Folder(prefix, above | {here}, left)
+    names.sort(reverse=True)
+    return _Folder(prefix, above | {here}, names)
+
+
+def _tell_hidden(name: str, folder: bool, left: Left) -> None:
+    """A hidden file that is no image by its name is nobody's concern."""
+    if folder:
+        left.add("hidden folders were left out", name + "/")
+    elif _is_image(name):
+        left.add("hidden images were left out", name)
 
 
 def _classes(folder: Path, writer: IndexWriter) -> list[str]:
     try:
         writer.stamp(folder)
         with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
+            return [entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry)]
     except OSError:  # already among the skipped if its images are wanted
         return []
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """A link that leads nowhere, in a circle or to where one may not look is none."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
 
 
 def _is_image(name: str) -> bool:

@@ -36,11 +36,12 @@ class Layout(NamedTuple):
         return self.parts[folder.split("/")[self.part_at]] if self.parts else ""
 
 
-def layout_of(folders: Iterable[str], where: str) -> Layout:
+def layout_of(folders: Iterable[str], where: str, *, packed: bool = True) -> Layout:
     """The layout of images that lie in these folders (`a/b`; empty: at the top).
 
     Folders that all images share are no classes. What is left is divided, when nothing lies at its top but
-    folders that are called as parts are; or a shared folder is the only part there is. Raises DataError where
+    folders that are called as parts are; or a shared folder is the only part there is. packed: they are in an
+    archive, for errors. Raises DataError where
     some folders are parts and others none.
     """
     paths = [folder.split("/") if folder else [] for folder in folders]
@@ -49,7 +50,7 @@ def layout_of(folders: Iterable[str], where: str) -> Layout:
         if part_named(name):
             return Layout(at, {name: part_named(name)}, depth)
     tops = {path[depth] if len(path) > depth else "" for path in paths}
-    parts = parts_of(tops, where)
+    parts = parts_of(tops, where, packed=packed)
     if not parts:
         return Layout(depth, {}, depth, class_like_part(tops))
     rests = [path[depth + 1 :] for path in paths]

@@ -6,7 +6,6 @@ import os
 import re
 import struct
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
@@ -15,6 +14,7 @@ from belvedere.core.files import readable_size
 from belvedere.data.sources.access import file_system, is_url
 from belvedere.data.sources.folder import EXTENSIONS
 from belvedere.data.sources.layout import member_name
+from belvedere.data.sources.left import Left
 
 SPARSE = -1
 """In the place of an offset: a member that is not stored in one piece."""
@@ -23,7 +23,6 @@ _MAGICS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x
 _LARGEST_READ = 4 << 20  # of a header, a long name or a label; images are not read here
 _WORD = re.compile(r"[A-Za-z_][\w-]*")
 _MOST = 1 << 62
-_NAMED = 3
 _BROKEN = (
     *(tarfile.TarError, EOFError, OSError, ValueError, OverflowError, IndexError, KeyError),
     *(RecursionError, MemoryError, struct.error),
@@ -44,26 +43,6 @@ class Beside(NamedTuple):
 
     name: str
     content: bytes | None
-
-
-class Left:
-    """What was left out of a tar file, counted and with the first names."""
-
-    def __init__(self) -> None:
-        self.num: Counter[str] = Counter()
-        self.first: dict[str, list[str]] = {}
-
-    def add(self, what: str, name: str) -> None:
-        self.num[what] += 1
-        names = self.first.setdefault(what, [])
-        if len(names) < _NAMED:
-            names.append(name)
-
-    def told(self) -> Iterator[str]:
-        """One line for each kind of what was left out."""
-        for what, count in self.num.items():
-            more = ", ..." if count > len(self.first[what]) else ""
-            yield f"{count} {what}: {', '.join(self.first[what])}{more}"
 
 
 def split_name(name: str) -> tuple[str, str]:

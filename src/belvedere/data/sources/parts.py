@@ -47,13 +47,13 @@ def _part(match: re.Match[str]) -> str:
     return next(part for part in NAMES if match.group(part) is not None)
 
 
-def parts_of(folders: Iterable[str], where: str) -> dict[str, str]:
+def parts_of(folders: Iterable[str], where: str, *, packed: bool = False) -> dict[str, str]:
     """The part of each of the folders that all images lie in ({} when they are classes).
 
     They are parts when each of them is called one, and there are at least two. `folders` has an empty string
-    where images lie beside them. Raises DataError where some are parts and some are none, and neither reading
-    is likelier: two different parts beside other folders. One folder of such a name among others is a class
-    (`train` among vehicles).
+    where images lie beside them; packed: they are in an archive. Raises DataError where some are parts and
+    some are none, and neither reading is likelier: two different parts beside other folders. One folder of
+    such a name among others is a class (`train` among vehicles).
     """
     names = sorted(set(folders))
     named = {name: part for name in names if (part := part_named(name))}
@@ -65,11 +65,13 @@ def parts_of(folders: Iterable[str], where: str) -> dict[str, str]:
     beside = ", ".join(f"{name}/" if name else "images of no folder" for name in others[:_LISTED])
     more = f" and {len(others) - _LISTED} more" if len(others) > _LISTED else ""
     first = sorted(named, key=lambda name: (named[name] != TRAIN, name))[0]
+    give = f"give one of them (data.path={where.rstrip('/')}/{first}) or move the others away"
+    if packed:
+        give = f"pack or unpack them without the others (or give {first}/ alone)"
     raise DataError(
         f"{where} (data.path) can be read in two ways: {', '.join(f'{name}/' for name in named)} may be the "
-        f"parts of a divided data set, or classes beside {beside}{more}. For parts, give one of them "
-        f"(data.path={where.rstrip('/')}/{first}) or move the others away; for classes, give a list of the "
-        f"files with their labels (a .csv of file,label)"
+        f"parts of a divided data set, or classes beside {beside}{more}. For parts, {give}; for classes, "
+        f"give a list of the files with their labels (a .csv of file,label)"
     )
 
 
@@ -80,7 +82,7 @@ def class_like_part(folders: Iterable[str]) -> str | None:
     if not named or len(names) < 2:
         return None
     listed = ", ".join(f"{name}/" for name in named)
-    return f"{listed} is taken for a class, as it stands among {len(names) - len(named)} other folders"
+    return f"{listed} is taken for a class, as it stands among other folders"
 
 
 def part_wanted(parts: Iterable[str], split: str | None, where: str) -> str | None:

@@ -60,7 +60,7 @@ def _open_folder(url: str, split: str | None, *, label: str | None, image: str |
     if not names:
         return _open_files(url, list(found), split, label=label, image=image)
     no_choice(url, label=label, image=image, why=BY_FOLDER)
-    layout = layout_of({folder_of(name) for name in names}, url)
+    layout = layout_of({folder_of(name) for name in names}, url, packed=False)
     names.sort(key=lambda name: layout.part(folder_of(name)))
     sizes = [found[name] for name in names]
 

@@ -28,7 +28,8 @@ from belvedere.data.sources.choice import (
     means_label,
     nested_names,
 )
-from belvedere.data.sources.members import Beside, Image, Left, members, shorter_keys, split_name
+from belvedere.data.sources.left import Left
+from belvedere.data.sources.members import Beside, Image, members, shorter_keys, split_name
 from belvedere.data.sources.names import GrowingNames
 
 CLS, JSON = "cls", "json"
