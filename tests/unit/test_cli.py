@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -479,6 +480,7 @@ def test_embed_writes_features_and_says_what_could_not_be_read(tmp_path: Path, c
     assert np.load(out)["features"].shape == (4, 64)
 
 
+@pytest.mark.usefixtures("untrained")
 def test_evaluate_a_path_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
     assert main(["evaluate", str(tmp_path), "--data", str(tmp_path / "nothing")]) == 1
     assert "does not exist" in capsys.readouterr().err
@@ -567,6 +569,13 @@ def test_the_public_names_are_there_and_lazy() -> None:
     assert belvedere.UsageError is UsageError
     with pytest.raises(AttributeError, match="no attribute 'train_it'"):
         belvedere.train_it  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["", ".zoo", ".zoo.write", ".nn.spec", ".data.sources"])
+def test_dir_has_what_is_public_only(name: str) -> None:
+    package = import_module(f"belvedere{name}")
+    assert dir(package) == sorted(package.__all__)
+    assert all(getattr(package, each) is not None for each in dir(package))
 
 
 def test_every_public_name_resolves() -> None:

@@ -134,7 +134,7 @@ def test_what_is_refused(tmp_path):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingPackageError, match="pip install datasets"):
+    with pytest.raises(MissingPackageError, match=r"uv sync --extra huggingface.*pip install 'datasets>="):
         open_huggingface("hf:set", None)
 
 

@@ -170,7 +170,7 @@ def test_a_missing_package_is_named_with_what_to_install(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingPackageError) as raised:
         open_sinks((name,), tmp_path)  # type: ignore[arg-type]
-    assert f"pip install 'belvedere[{name}]'" in str(raised.value)
+    assert f"`uv sync --extra {name}` in a clone of belvedere, or `pip install '{name}>=" in str(raised.value)
     assert "run.sinks" in str(raised.value)
 
 

@@ -186,7 +186,7 @@ def test_a_set_that_is_not_there_says_how_to_have_it(tmp_path):
 
 def test_without_torchvision(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    with pytest.raises(MissingPackageError, match="pip install torchvision"):
+    with pytest.raises(MissingPackageError, match=r"uv sync --extra torchvision.*pip install 'torchvision>="):
         open_torchvision("torchvision:CIFAR10", None)
 
 

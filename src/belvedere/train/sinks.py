@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from belvedere.core.errors import BelvedereError, MissingPackageError
 from belvedere.core.files import write_text
+from belvedere.core.packages import extra_command
 
 WANDB_ID = "wandb-id.txt"
 _ID = re.compile(r"[\w-]{1,64}", re.ASCII)
@@ -121,5 +122,5 @@ def _kept_id(path: Path) -> str:
 def _missing(package: str, error: ImportError) -> MissingPackageError:
     return MissingPackageError(
         f"run.sinks asks for {package}, which cannot be imported ({error}); "
-        f"pip install 'belvedere[{package}]', or take {package} out of run.sinks"
+        f"{extra_command(package)}, or take {package} out of run.sinks"
     )

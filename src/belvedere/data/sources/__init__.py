@@ -74,3 +74,7 @@ __all__ = [
     "with_labels",
     "with_range",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -9,7 +9,17 @@ from collections import OrderedDict
 from typing import Any
 
 from belvedere.core.errors import DataError, MissingPackageError
+from belvedere.core.packages import extra_command, package_command
 
+_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+    **dict.fromkeys(("sftp", "ssh"), "paramiko"),
+    "smb": "smbprotocol",
+    "hf": "huggingface_hub",
+}
+"""The package of a protocol of fsspec."""
 _MOST_OPEN = 64
 _TRIES = 3
 _PAUSE_S = 0.5
@@ -30,18 +40,28 @@ def file_system(url: str) -> tuple[Any, str]:
     Raises DataError for an unknown protocol, MissingPackageError for one whose package is not installed.
     """
     import fsspec
-    from fsspec.registry import known_implementations
 
-    protocol = url.partition("://")[0]
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        remedy = known_implementations.get(protocol, {}).get("err", "")
-        why = f"{remedy} ({error})" if remedy and remedy not in str(error) else str(error)
+        why = missing_protocol(url.partition("://")[0], error)
         raise MissingPackageError(f"data.path is {url!r}, which needs a package: {why}") from error
     except ValueError as error:
         raise DataError(f"data.path is {url!r}, which cannot be opened: {error}") from error
     return system, path
+
+
+def missing_protocol(protocol: str, error: ImportError) -> str:
+    """Why a protocol cannot be used and what to type; of packages not known here, in fsspec's words."""
+    from fsspec.registry import known_implementations
+
+    inner = protocol.rpartition("::")[2]
+    if inner in ("http", "https"):
+        return f"{error}; {extra_command('remote')}"
+    if inner in _PACKAGES:
+        return f"{error}; {package_command(_PACKAGES[inner])}"
+    remedy = known_implementations.get(inner, {}).get("err", "")
+    return f"{remedy} ({error})" if remedy and remedy not in str(error) else str(error)
 
 
 def remote_version(path: str) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from belvedere.core.errors import DataError, MissingPackageError, UndividedError
+from belvedere.core.packages import extra_command
 from belvedere.data.decode import UnreadableImage
 from belvedere.data.sources.choice import NotAClassError
 from belvedere.data.sources.columns import Columns, class_of, columns_of, number_of, unusable
@@ -89,7 +90,8 @@ def _package() -> Any:
         import datasets
     except ImportError as error:
         raise MissingPackageError(
-            f"Hugging Face data sets need a package that is not installed: pip install datasets ({error})"
+            f"Hugging Face data sets need a package that is not installed ({error}); "
+            f"{extra_command('huggingface')}"
         ) from error
     return datasets
 

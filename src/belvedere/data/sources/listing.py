@@ -11,7 +11,7 @@ import numpy as np
 
 from belvedere.core.errors import BelvedereError, DataError, MissingPackageError, UndividedError
 from belvedere.data.decode import UnreadableImage
-from belvedere.data.sources.access import ReadError, fetched_whole, is_url
+from belvedere.data.sources.access import ReadError, fetched_whole, is_url, missing_protocol
 from belvedere.data.sources.choice import listed, told_label
 from belvedere.data.sources.index import Index, IndexWriter, open_index
 from belvedere.data.sources.lines import Line, ListFile, Mistake
@@ -197,7 +197,8 @@ def _check_scheme(scheme: str, path: Path) -> None:
     except ValueError as error:
         raise DataError(what + "which fsspec does not know") from error
     except ImportError as error:
-        raise MissingPackageError(f"{what}which needs a package: {error}") from error
+        why = missing_protocol(scheme, error)
+        raise MissingPackageError(f"{what}which needs a package: {why}") from error
 
 
 def _fetched(url: str) -> bytes:

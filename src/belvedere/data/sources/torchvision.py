@@ -14,6 +14,7 @@ import numpy as np
 
 from belvedere.core.cache import writable_folder
 from belvedere.core.errors import DataError, MissingPackageError, UndividedError
+from belvedere.core.packages import extra_command, package_command
 from belvedere.data.sources.arrays import checked_pixels, joined_arrays
 from belvedere.data.sources.objects import ObjectSource, holds_pixels, labelled
 from belvedere.data.sources.source import Source
@@ -57,8 +58,8 @@ def _class_named(name: str) -> Callable[..., Any]:
         datasets = importlib.import_module("torchvision.datasets")
     except ImportError as error:
         raise MissingPackageError(
-            f"data.path names a data set of torchvision, which is not installed; pip install torchvision "
-            f"({error})"
+            f"data.path names a data set of torchvision, which is not installed ({error}); "
+            f"{extra_command('torchvision')}"
         ) from error
     known = [each for each in datasets.__all__ if inspect.isclass(getattr(datasets, each, None))]
     if name not in known:
@@ -170,7 +171,8 @@ def _built(kind: Callable[..., Any], options: dict[str, Any]) -> Any:
             f"{_title(kind)} (data.path) needs more options, as ?NAME=VALUE&...: {error}"
         ) from error
     except ImportError as error:
-        raise MissingPackageError(f"{_title(kind)} (data.path) needs a package: {error}") from error
+        command = f"; {package_command(error.name)}" if error.name else ""
+        raise MissingPackageError(f"{_title(kind)} (data.path) needs a package: {error}{command}") from error
 
 
 def _title(kind: Callable[..., Any]) -> str:

@@ -31,3 +31,7 @@ __all__ = [
     "ViTSpec",
     "WeightNormHeadSpec",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -50,3 +50,7 @@ def write(
 
 
 __all__ = ["TARGETS", "Agreement", "Classifier", "Outgoing", "Target", "fitting_target", "write"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

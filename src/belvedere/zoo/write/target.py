@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from belvedere.core.errors import MissingPackageError
+from belvedere.core.packages import extra_command, package_command
 from belvedere.nn.build import Backbone
 from belvedere.nn.spec import FeatureSpec
 from belvedere.zoo.cards import Card
@@ -96,9 +97,10 @@ def require(target: Target) -> None:
         try:
             import_module(package)
         except ImportError as error:
+            command = package_command(package) if target.extra is None else extra_command(target.extra)
             raise MissingPackageError(
                 f"--to {target.name} needs the package {package}, which cannot be imported ({error}); "
-                f"install it with `pip install 'belvedere[{target.extra}]'`"
+                f"install it: {command}"
             ) from error
 
 
