@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
+from types import FrameType
 from typing import Protocol, cast
 
 from belvedere.commands import COMMANDS
@@ -21,6 +24,13 @@ from belvedere.core.errors import EXIT_DONE, EXIT_ERROR, EXIT_USAGE, BelvedereEr
 from belvedere.core.log import Text, console, never_refuse, print_line, process_rank
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_TERMINATED = 143  # 128 + SIGTERM
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM ends a command as Ctrl-C does: files that are half written are removed on the way out. By
+    itself it would end the process where it stands, or, as a container's first process, not at all."""
+
 
 _EXAMPLES = """\
 examples:
@@ -29,7 +39,7 @@ examples:
   belvedere evaluate runs/msn/vits16 --data DIR  how good are the features, with few labels?
 
 `belvedere COMMAND --help` tells more. Exit status: 0 done, 1 an error, 2 a wrong command line or recipe,
-75 stopped with everything saved (run the same command again), 130 interrupted.
+75 stopped with everything saved (run the same command again), 130 interrupted, 143 terminated.
 """
 
 
@@ -103,7 +113,11 @@ def _top_parser() -> argparse.ArgumentParser:
 def _guarded(command: Command, args: argparse.Namespace) -> int:
     """The command's exit status; a user's mistake is one message, a mistake of ours a traceback."""
     try:
-        return command.run(args)
+        with _terminable():
+            return command.run(args)
+    except TerminatedError:
+        print_line(console(), "terminated")
+        return EXIT_TERMINATED
     except KeyboardInterrupt:
         print_line(console(), "interrupted")
         return EXIT_INTERRUPTED
@@ -116,6 +130,25 @@ def _guarded(command: Command, args: argparse.Namespace) -> int:
     except OSError as error:
         _tell(error, f"{error} (--debug shows where)", debug=args.debug)
         return EXIT_ERROR
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises `TerminatedError`, where Python lets it and nobody else listens."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError
+
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _tell(error: Exception, message: str, *, debug: bool) -> None:

@@ -24,7 +24,8 @@ Any value of the recipe can be set on the command line as key.path=value.
 
 The images, data.path=DIR, may lie in any folder, flat or nested, labelled or not. Everything is written to
 run.dir (default: runs/NAME): metrics.jsonl, checkpoints, and the current backbone. Ctrl-C or SIGTERM saves
-after the step under way; the same command continues. Exit status 75 then says: run it again.
+after the step under way, with exit status 75, which says: run it again; a second Ctrl-C quits at once, with
+status 130. The same command continues.
 
 init.from=DIR begins with the weights of another run (any method, finished or not), of its backbone folder, or
 of an import (`belvedere import`): all that fits, the rest is listed; schedules and optimizer begin anew. That
@@ -99,7 +100,7 @@ def _train(recipe: Recipe, *, again: str) -> int:
     from belvedere.engine.progress import duration
     from belvedere.train.run import pretrain
 
-    outcome = pretrain(recipe)
+    outcome = pretrain(recipe, ends_process=True)
     done = f"{outcome.step} of {outcome.total_steps} steps, {duration(outcome.seconds)} this time"
     if outcome.stopped:
         say(f"stopped after {done}; everything is saved in {outcome.directory}\n  continue with: {again}")

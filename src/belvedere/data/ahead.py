@@ -269,7 +269,7 @@ def _context() -> Any:
     """
     context = multiprocessing.get_context(start_method())
     if start_method() == "forkserver":
-        context.set_forkserver_preload(["belvedere.data.ahead"])
+        context.set_forkserver_preload(["belvedere.data.ahead", "belvedere.data.deaf"])
     return context
 
 

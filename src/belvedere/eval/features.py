@@ -272,13 +272,16 @@ def _read(
             part = wanted[edges[number] : edges[number + 1]] if number + 1 < len(edges) else wanted[:0]
             return {int(i): pool.submit(load, int(i)) for i in part}
 
-        ahead = start(0)
-        for number, (_, done) in enumerate(pairwise(edges)):
-            current, ahead = ahead, start(number + 1)
-            results = {i: future.result() for i, future in current.items()}
-            images = {i: result for i, result in results.items() if isinstance(result, tuple)}
-            failed = {source.key(i): r.reason for i, r in results.items() if isinstance(r, UnreadableImage)}
-            yield done, images, failed
+        try:
+            ahead = start(0)
+            for number, (_, done) in enumerate(pairwise(edges)):
+                current, ahead = ahead, start(number + 1)
+                results = {i: future.result() for i, future in current.items()}
+                images = {i: result for i, result in results.items() if isinstance(result, tuple)}
+                unread = {i: r for i, r in results.items() if isinstance(r, UnreadableImage)}
+                yield done, images, {source.key(i): r.reason for i, r in unread.items()}
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # an interruption waits for no batch ahead
 
 
 @contextmanager

@@ -27,19 +27,24 @@ def _unsaid(text: str) -> None: ...
 
 
 def epoch_batches(
-    session: Session, *, asked: Callable[[], bool] = _never, say: Callable[[str], None] = _unsaid
+    session: Session,
+    *,
+    asked: Callable[[], bool] = _never,
+    say: Callable[[str], None] = _unsaid,
+    doing: Callable[[str], None] = _unsaid,
 ) -> Callable[[Clock], Iterator[Batch]]:
     """What a method goes over before an epoch: its batches as the epoch's steps will see them, once more.
 
     asked: whether somebody asked this process to stop; then the pass ends with `StoppedInPassError` on all
-    processes together. say: where to tell how far the pass is, every ten seconds. Raises `DataError` as
-    training does.
+    processes together. say: where to tell how far the pass is, every ten seconds. doing: hears what would be
+    finished before the run stops. Raises `DataError` as training does.
     """
 
     def batches(at: Clock) -> Iterator[Batch]:
         loader = session.loader()
         loader.start_step, loader.total_steps = at.step, at.step + at.steps_per_epoch
         told_s = -math.inf
+        doing(f"a batch of the pass over the images that epoch {at.epoch} begins with")
         with loader:
             for number, batch in enumerate(loader):
                 _stop_together(session, asked())
@@ -47,6 +52,7 @@ def epoch_batches(
                     say(f"embedding the images of epoch {at.epoch}: batch {number + 1} of {len(loader)}")
                     told_s = time.monotonic()
                 yield batch
+        doing(f"the assignments of epoch {at.epoch} and its first step")
 
     return batches
 

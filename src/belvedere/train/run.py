@@ -58,8 +58,10 @@ class Outcome:
     seconds: float
 
 
-def pretrain(recipe: Recipe, *, images: Any = None) -> Outcome:
-    """Train until the recipe's end, or until SIGINT or SIGTERM; continues a run that its directory holds.
+def pretrain(recipe: Recipe, *, images: Any = None, ends_process: bool = False) -> Outcome:
+    """Train until the recipe's end, or until SIGINT or SIGTERM; continues a run that its directory holds. The
+    first signal ends the run after the step under way, saved; a second one raises KeyboardInterrupt, or, with
+    `ends_process` and in a step that does not return, ends the process with status 130.
 
     images: a source, or a map-style torch.utils.data.Dataset, in place of what `data.path` names, which is
     null then; to continue such a run, hand them over again.
@@ -81,7 +83,7 @@ def pretrain(recipe: Recipe, *, images: Any = None) -> Outcome:
             resumed = begin(session)
             agree(lambda: write_recipe(session.recipe, session.directory), only_main=True)
             agree(lambda: keep_roster(session.source, session.directory, anew=not resumed), only_main=True)
-            stopped = _train(session)
+            stopped = _train(session, resumed=resumed, ends_process=ends_process)
         seconds = time.monotonic() - started
         return Outcome(session.directory, session.step, session.plan.total_steps, stopped, seconds)
     finally:
@@ -134,8 +136,9 @@ def _locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def _train(session: Session) -> bool:
-    """Train to the plan's end, saving and reporting on the way; true if a signal ended it before."""
+def _train(session: Session, *, resumed: bool, ends_process: bool) -> bool:
+    """Train to the plan's end, saving and reporting on the way; true if a signal ended it before. resumed:
+    whether the state it begins with is on disk."""
     plan = session.plan
     show_plan(session)
     if dist.is_main():
@@ -151,7 +154,9 @@ def _train(session: Session) -> bool:
     loader = session.loader()
     for remark in loader.remarks:
         say(remark)
-    with stop_request() as request, _metrics(session) as metrics, _progress(session) as progress, loader:
+    stops = stop_request(ends_process=ends_process)
+    with stops as request, _metrics(session) as metrics, _progress(session) as progress, loader:
+        request.finished, request.saved = session.step, session.step if resumed else None
         watch = open_watch(session)
         keeper = _Keeper(session, loader, request, watch)
         try:
@@ -180,6 +185,14 @@ def _train(session: Session) -> bool:
 
 def _drain(session: Session, loader: Loader, keeper: _Keeper, metrics: Metrics, progress: Progress) -> bool:
     session.spread.on_part = progress.part
+    request = keeper.request
+    passes = epoch_batches(
+        session,
+        asked=lambda: request.asked,
+        say=progress.say,
+        doing=lambda what: setattr(request, "doing", what),
+    )
+    request.begins()
     reports = steps(
         session.method,
         session.optimizer,
@@ -188,7 +201,7 @@ def _drain(session: Session, loader: Loader, keeper: _Keeper, metrics: Metrics, 
         session.spread,
         start_step=session.step,
         wish=keeper.wish,
-        epoch_batches=epoch_batches(session, asked=lambda: keeper.request.asked, say=progress.say),
+        epoch_batches=passes,
     )
     try:
         return _report(session, reports, loader, keeper, metrics, progress)
@@ -220,6 +233,7 @@ def _report(
     waited_s, forecast = 0.0, Forecast(session.plan, session.step)
     for report in reports:
         session.step = report.at.step + 1
+        keeper.request.ended(session.step)
         shown = numbers = _numbers(report) if _is_logged(session, report) else {}
         if numbers and report.losses.health is not None:
             measures = measure(report.losses.health)
@@ -234,6 +248,7 @@ def _report(
             progress.say(ending)
         if report.save or report.stop:
             keeper.save()
+        keeper.request.begins()
         if report.stop:
             return session.step < session.plan.total_steps
     return False
@@ -324,3 +339,4 @@ class _Keeper:
         if dist.is_main():
             write_json(session.directory / "data_report.json", session.report.to_json(session.source))
         self.saved_step, self.saved_at = session.step, time.monotonic()
+        self.request.saved = session.step
