@@ -370,11 +370,27 @@ class DirectoryLock:
         except OSError as error:
             holder = file.read().decode(errors="replace")
             file.close()
-            raise RunLockedError(self._refusal(holder, error)) from error
+            raise RunLockedError(self.refusal(holder, error)) from error
+        if not self._is_at_its_place(file):  # removed by its last holder while this process waited to open it
+            file.close()
+            self.acquire()
+            return
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         self._file = file
         _held.add(self)
+
+    def _is_at_its_place(self, file: BinaryIO) -> bool:
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self.path))
+        return False
+
+    def remove_if_alone(self) -> None:
+        """Remove the directory if it holds nothing but this lock, which must be held; it stays held."""
+        assert self._file is not None
+        if [path.name for path in self.path.parent.iterdir()] == [LOCK_NAME]:
+            self.path.unlink()
+            self.path.parent.rmdir()
 
     def release(self) -> None:
         """Give the lock back; does nothing when it is not held."""
@@ -383,7 +399,8 @@ class DirectoryLock:
             self._file.close()
             self._file = None
 
-    def _refusal(self, holder: str, error: OSError) -> str:
+    def refusal(self, holder: str, error: OSError) -> str:
+        """What to say of a lock that could not be taken. holder: what the lock file says."""
         if not isinstance(error, BlockingIOError):
             return f"cannot lock {self.path.parent}: {error}; choose a directory whose file system has locks"
         who = "another process"
@@ -400,6 +417,20 @@ class DirectoryLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def refuse_locked(directory: Path) -> None:
+    """Raise `RunLockedError` if another process holds the lock of `directory`. Changes nothing."""
+    lock = DirectoryLock(directory)
+    try:
+        with lock.path.open("rb", buffering=0) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = file.read().decode(errors="replace")
+                raise RunLockedError(lock.refusal(holder, error)) from error
+    except OSError:
+        return  # there is none, or `acquire` will say what is wrong
 
 
 # A forked child (a loader worker) inherits the open file and with it the lock; if the parent is killed, the

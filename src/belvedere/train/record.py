@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from belvedere.core import log
-from belvedere.core.files import replacing
+from belvedere.core.files import encode_text, replacing, write_errors
 from belvedere.train.sinks import Sink
 
 METRICS_NAME = "metrics.jsonl"
@@ -33,11 +33,13 @@ class Metrics:
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Append the numbers of one step. JSON has no NaN or infinity: both are written as null."""
         if self._file is None:
-            self._file = _open_to_append(self.path)
+            with write_errors(self.path):
+                self._file = _open_to_append(self.path)
         record: dict[str, Any] = {"step": step}
         record |= {name: _json_number(value) for name, value in numbers.items()}
-        self._file.write(json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        with write_errors(self.path):
+            self._file.write(encode_text(json.dumps(record, allow_nan=False, ensure_ascii=False)) + b"\n")
+            self._file.flush()
         for sink in self._sinks:
             sink.write(step, numbers)
 

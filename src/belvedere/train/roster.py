@@ -91,6 +91,11 @@ def _parts(source: Source) -> tuple[Source, ...]:
     return source.parts if isinstance(source, Mixed) else (source,)
 
 
+def is_roster(name: str) -> bool:
+    """Whether a file of this name in a run's directory is such a record."""
+    return name.startswith("images.") and name.endswith(".index")
+
+
 def _place(directory: Path, number: int) -> Path:
     return directory / (f"images.{number}.index" if number else ROSTER_NAME)
 

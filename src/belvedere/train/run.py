@@ -40,6 +40,7 @@ from belvedere.train.roster import as_begun, keep_roster
 from belvedere.train.session import Session, choose_device
 from belvedere.train.signals import StopRequest, stop_request
 from belvedere.train.sinks import open_sinks
+from belvedere.train.start_checks import check_start
 from belvedere.train.takeover import take_over
 from belvedere.train.watching import gave_up, open_watch
 
@@ -107,7 +108,8 @@ def begin(session: Session, *, read_only: bool = False) -> bool:
 
 
 def open_session(recipe: Recipe, device: torch.device, *, images: Any = None) -> Session:
-    """Meet reality: find the images, lay out the plan, build the method. Writes nothing."""
+    """Meet reality: check the start, find the images, lay out the plan, build the method. Writes nothing."""
+    agree(lambda: check_start(recipe), only_main=True)
     recipe, source, notes = open_images(recipe) if images is None else take_images(recipe, images)
     source, gone = as_begun(source, run_dir(recipe))
     report = check_sample(source, seed=recipe.seed)
@@ -127,11 +129,19 @@ def open_session(recipe: Recipe, device: torch.device, *, images: Any = None) ->
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Hold the run directory, through rank 0, for all processes."""
+    """Hold the run directory, through rank 0, for all processes.
+
+    What fails before anything is written there leaves no directory behind, if there was none before.
+    """
     lock = DirectoryLock(directory)
+    new = not directory.exists()
     agree(lock.acquire, only_main=True)
     try:
         yield
+    except BaseException:
+        if new and dist.is_main():
+            lock.remove_if_alone()
+        raise
     finally:
         lock.release()
 

@@ -6,8 +6,10 @@ import os
 import re
 import uuid
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
 
 from belvedere.core.errors import BelvedereError, MissingPackageError
 from belvedere.core.files import write_text
@@ -25,6 +27,29 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Hand on what is still waiting; nothing is written afterwards."""
+
+
+class Kind(NamedTuple):
+    """package: to be installed; needs: the module that must be importable; writes: names in the run's
+    directory."""
+
+    package: str
+    needs: str
+    writes: tuple[str, ...]
+
+
+SINKS = {
+    "tensorboard": Kind("tensorboard", "torch.utils.tensorboard", ("tensorboard",)),
+    "wandb": Kind("wandb", "wandb", ("wandb", WANDB_ID)),
+}
+
+
+def require(name: str) -> ModuleType:
+    """The module that a sink of `run.sinks` needs. Raises `MissingPackageError`."""
+    try:
+        return import_module(SINKS[name].needs)
+    except ImportError as error:
+        raise _missing(SINKS[name].package, error) from error
 
 
 def open_sinks(
@@ -60,12 +85,9 @@ class TensorBoard:
     """Event files in `<run>/tensorboard`."""
 
     def __init__(self, directory: Path, *, start_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise _missing("tensorboard", error) from error
         purge_step = start_step or None
-        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=purge_step)
+        writer = require("tensorboard").SummaryWriter
+        self._writer = writer(str(directory / "tensorboard"), purge_step=purge_step)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
@@ -83,10 +105,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, directory: Path, *, run_name: str | None, settings: Mapping[str, Any] | None) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise _missing("wandb", error) from error
+        wandb = require("wandb")
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "belvedere"),
