@@ -16,7 +16,7 @@ from belvedere.commands.options import (
     path,
     refuse_torchrun,
 )
-from belvedere.core.errors import EXIT_DONE, UsageError
+from belvedere.core.errors import EXIT_DONE, UsageError, WriteError
 from belvedere.core.machine import cpu_count
 
 if TYPE_CHECKING:
@@ -89,8 +89,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_unwritable(file: Path | None) -> None:
     """Find out now, not after hours of decoding."""
-    if file is not None and file.is_dir():
-        raise UsageError(f"--json {file} is a folder; give the file to write")
+    from belvedere.core.files import check_writable
+
+    if file is not None:
+        try:
+            check_writable(file)
+        except WriteError as error:
+            raise UsageError(f"--json {error}") from error
 
 
 class _Bar:
