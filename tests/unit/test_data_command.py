@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 from PIL import Image
 
 from belvedere.cli import main
+from belvedere.data.sources import open_source, read
 
 Capture = pytest.CaptureFixture[str]
 
@@ -230,3 +234,137 @@ def test_an_interruption_writes_nothing(
     out = tmp_path / "report.json"
     assert main(["data", "check", str(sets[0]), "--json", str(out)]) == 130
     assert not list(tmp_path.iterdir())
+
+
+# --- the list of what is good
+
+
+@pytest.fixture
+def mixed_bag(tmp_path: Path) -> Path:
+    """Ten files in two classes, of which two are copies and two unreadable; names are as no shell likes them."""
+    folder = tmp_path / "bag"
+    for name, seed in (("cat/a, b.png", 0), ('cat/"c".png', 1), ("dog/d\xe9.png", 2), ("dog/equal.bmp", 0)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        scene(seed).save(folder / name)
+    scene(1).save(folder / "dog" / "near.jpg", quality=70)
+    scene(5).save(os.path.join(folder, os.fsdecode(b"dog/raw\xff.png")))
+    scene(6).save(folder / "dog" / "two\nlines.png")
+    scene(7).save(folder / "loose.png")
+    (folder / "cat" / "empty.png").write_bytes(b"")
+    (folder / "cat" / "text.png").write_text("no image")
+    return folder
+
+
+KEPT = [
+    'cat/"c".png',
+    "cat/a, b.png",
+    "dog/d\xe9.png",
+    "dog/raw\udcff.png",
+    "dog/two\nlines.png",
+    "loose.png",
+]
+
+
+@pytest.mark.parametrize("where", ["beside", "inside", "elsewhere", "a folder of its own"])
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl"])
+def test_a_kept_list_is_read_as_it_was_written(
+    mixed_bag: Path, tmp_path: Path, capsys: Capture, where: str, ending: str
+) -> None:
+    places = {
+        "beside": tmp_path / f"good{ending}",
+        "inside": mixed_bag / f"good{ending}",
+        "elsewhere": tmp_path / "other" / f"good{ending}",
+        "a folder of its own": tmp_path / "new" / "deep" / f"good{ending}",
+    }
+    file = places[where]
+    if where == "elsewhere":
+        file.parent.mkdir()
+    report = checked(tmp_path, mixed_bag, "--keep", file)
+    assert report["kept"] == {
+        "kept": 6,
+        "unreadable": 2,
+        "equal": 1,
+        "near": 1,
+        "conflicts": 2,
+        "file": str(file),
+    }
+    shown = capsys.readouterr().out
+    assert "2 unreadable, 1 equal, 1 near copies" in shown
+    assert "differ in 2 groups of copies: the first one's is kept" in shown
+    kept = open_source(str(file))
+    whole = open_source(str(mixed_bag))
+    keys = [whole.key(index) for index in range(len(whole))]
+    assert len(kept) == 6
+    for index, name in enumerate(KEPT):
+        original = keys.index(name)
+        assert kept.key(index).endswith(name)
+        assert os.path.isabs(kept.key(index)) == (where in ("elsewhere", "a folder of its own"))
+        assert np.array_equal(read(kept, index), read(whole, original))
+        label = whole.labels[original]
+        expected = whole.classes[label] if label >= 0 else None
+        assert (kept.classes[kept.labels[index]] if kept.labels[index] >= 0 else None) == expected
+    again = tmp_path / "again.csv"
+    assert main(["data", "check", str(file), "--keep", str(again)]) == 0  # nothing more to leave out
+    assert len(open_source(str(again))) == 6
+
+
+def test_a_flat_folder_is_kept_as_text_and_equal_copies_only_without_near(tmp_path: Path) -> None:
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for name, seed in (("a.png", 0), ("b.bmp", 0), ("c.png", 1)):
+        scene(seed).save(folder / name)
+    scene(1).save(folder / "d.jpg", quality=70)
+    file = tmp_path / "good.txt"
+    assert main(["data", "check", str(folder), "--no-near", "--keep", str(file)]) == 0
+    assert file.read_text() == "flat/a.png\nflat/c.png\nflat/d.jpg\n"
+    file.write_text("as it was")
+    for name in ("a.png", "b.bmp", "c.png", "d.jpg"):
+        (folder / name).write_bytes(b"")
+    assert main(["data", "check", str(folder), "--keep", str(file)]) != 0
+    assert file.read_text() == "as it was"
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_a_divided_folder_keeps_its_parts(tmp_path: Path, ending: str) -> None:
+    for number, name in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        scene(number).save(tmp_path / "set" / name / "x.png")
+    file = tmp_path / f"good{ending}"
+    checked(tmp_path, tmp_path / "set", "--keep", file)
+    for split, name in (("train", "train"), ("test", "val")):
+        kept = open_source(str(file), split=split)
+        assert [kept.key(index) for index in range(len(kept))] == [
+            f"set/{name}/{each}/x.png" for each in ("cat", "dog")
+        ]
+        assert kept.classes == ("cat", "dog")
+
+
+def test_what_cannot_be_kept_is_refused_before_anything_is_read(
+    mixed_bag: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "set.npy", np.zeros((3, 40, 40), np.uint8))
+    with zipfile.ZipFile(tmp_path / "bag.zip", "w") as archive:
+        archive.write(mixed_bag / "loose.png", "loose.png")
+    listed = tmp_path / "list.csv"
+    listed.write_text("file\nbag/loose.png\n")
+    refusals = [
+        ((mixed_bag, "--keep", tmp_path / "good.txt"), "would lose the labels.*use .csv"),
+        ((mixed_bag, "--keep", tmp_path / "good"), "ends in 'nothing'.*use .csv, .jsonl, .tsv, .txt"),
+        ((mixed_bag, "--keep", tmp_path / "good.parquet"), "ends in '.parquet'"),
+        ((mixed_bag, "--keep", tmp_path / "x.csv", "--limit", 3), "--limit looks at some only"),
+        (
+            (tmp_path / "set.npy", "--keep", tmp_path / "x.csv"),
+            "'set' are no files of their own .ArraySource",
+        ),
+        (
+            (tmp_path / "bag.zip", "--keep", tmp_path / "x.csv"),
+            "no files of their own.*unpack it into a folder",
+        ),
+        (("digits", "--keep", tmp_path / "x.csv"), "no files of their own"),
+        ((listed, "--keep", listed), "is the list that is looked at"),
+    ]
+    monkeypatch.setattr("belvedere.data.survey.survey", lambda *a, **k: pytest.fail("images were read"))
+    for words, told in refusals:
+        assert main(["data", "check", *(str(word) for word in words)]) != 0
+        assert re.search(told, " ".join(capsys.readouterr().err.split())), told
+    assert not (tmp_path / "x.csv").exists()

@@ -35,7 +35,8 @@ _EXAMPLES = """\
   belvedere data check photos
   belvedere data check photos --against benchmark --against-split test --json leaks.json
   belvedere data check imagenet --split train
-  belvedere data check photos --limit 2000 --no-near"""
+  belvedere data check photos --limit 2000 --no-near
+  belvedere data check photos --keep good.csv"""
 
 _WHAT = ("check",)
 _MOST_WORKERS = 16
@@ -66,6 +67,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add_range(parser, default="by the rules of docs/data.md")
     parser.add_argument("--json", type=path, metavar="FILE", help="write everything found, lists complete")
+    parser.add_argument(
+        "--keep",
+        type=path,
+        metavar="FILE",
+        help="write the list (.csv, .tsv, .jsonl; .txt without labels) of images that can be read, one of "
+        "each group of copies, which data.path reads",
+    )
     return parser
 
 
@@ -74,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
     refuse_torchrun("data")
     if args.against_split is not None and args.against is None:
         raise UsageError("--against-split has no effect here: it belongs to --against; leave it out")
+    if args.keep is not None and args.limit is not None:
+        raise UsageError("--keep lists all good images, and --limit looks at some only; leave one out")
     _refuse_unwritable(args.json)
     from belvedere.commands.data_summary import print_report
     from belvedere.core.files import write_json
@@ -84,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         write_json(args.json, report)
         say(f"written: {args.json}")
+    if args.keep is not None:
+        say(f"written: {args.keep} (data.path={args.keep})")
     return EXIT_DONE
 
 
@@ -124,6 +136,7 @@ class _Bar:
 
 def _checked(args: argparse.Namespace) -> dict[str, Any]:
     from belvedere.data.check import duplicates, find_copies, leakage, overview
+    from belvedere.data.keep import check_keep, kept_images, write_kept
     from belvedere.data.sources import open_source
     from belvedere.data.sources.ranged import refuse_range_without_effect
 
@@ -132,12 +145,18 @@ def _checked(args: argparse.Namespace) -> dict[str, Any]:
     source = open_source(args.source, split=args.split, value_range=value_range, **chosen)
     if value_range is not None:
         refuse_range_without_effect(source, value_range)
+    if args.keep is not None:
+        check_keep(args.keep, source)
     other = None if args.against is None else _against(args, value_range)
     seen = _looked_at(source, args)
     against = None if other is None else _looked_at(other, args)
     with _Bar("near copies") as bar:
         copies = find_copies(seen, progress=bar)
     report = {**overview(seen), "duplicates": duplicates(seen, copies)}
+    if args.keep is not None:
+        positions, kept = kept_images(seen, copies)
+        write_kept(args.keep, source, seen.indices[positions])
+        report["kept"] = {**kept._asdict(), "file": str(args.keep)}
     if against is not None:
         with _Bar("leakage") as bar:
             found = leakage(seen, against, progress=bar)

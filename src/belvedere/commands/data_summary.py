@@ -28,6 +28,8 @@ def print_report(report: Mapping[str, Any]) -> None:
         _print(console, _finding(part, *names), list(_leaked(part)), style=style)
     _print(console, _title(report), list(_rows(report)))
     _print(console, "copies", list(_copies(report["duplicates"])))
+    if "kept" in report:
+        _print(console, f"kept in {report['kept']['file']}", list(_kept(report)))
     if "against" in report:
         _print(console, f"against {_title(report['against'])}", list(_rows(report["against"])))
 
@@ -218,6 +220,18 @@ def _copies(part: Mapping[str, Any]) -> Iterator[Row]:
     if near["not_compared"]:
         yield "", f"{_number(near['not_compared'])} images are too small or too flat to be compared"
     yield from _groups(near)
+
+
+def _kept(report: Mapping[str, Any]) -> Iterator[Row]:
+    part = report["kept"]
+    yield "images", f"{_number(part['kept'])} of {_number(report['images'])}"
+    near = f", {_number(part['near'])} near copies" if "near" in report["duplicates"] else ""
+    yield "left out", f"{_number(part['unreadable'])} unreadable, {_number(part['equal'])} equal{near}"
+    if part["conflicts"]:
+        groups = "group" if part["conflicts"] == 1 else "groups"
+        yield "labels", f"differ in {_number(part['conflicts'])} {groups} of copies: the first one's is kept"
+    if "leakage" in report and report["leakage"]["leaked"]:
+        yield "leakage", "is not left out: images that --against has too are in the list"
 
 
 def _thresholds(near: Mapping[str, Any]) -> str:
