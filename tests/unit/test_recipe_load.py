@@ -124,8 +124,8 @@ def test_the_roles_a_method_can_do_without_may_be_absent(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.epochs=0", "train.epochs: 0 is not allowed; it must be a whole number of at least 1"),
-        ("train.epochs=1.5", "1.5 is not allowed; it must be a whole number of at least 1"),
+        ("train.epochs=0", "train.epochs: 0 is not allowed; it must be a whole number from 1 to 999999"),
+        ("train.epochs=1.5", "1.5 is not allowed; it must be a whole number from 1 to 999999"),
         ("train.epochs=true", "true is not allowed; it must be a whole number"),
         ("train.epochs=ten", "the text 'ten' is not allowed; it must be a whole number"),
         ("train.epochs=", "null is not allowed; it must be a whole number"),
@@ -240,7 +240,7 @@ def test_all_mistakes_of_a_file_at_once_each_with_its_line(tmp_path: Path) -> No
         f"12 mistakes in {file}:",
         f"  {file}:1: seed: is missing; it must be a whole number of at least 0",
         f"  {file}:{line_of(file, 'sead:')}: sead: unknown key; did you mean seed? (keys here: name, seed, "
-        "method, backbone, views, data, optim, train, features, init, run, published)",
+        "method, backbone, views, data, optim, train, features, init, run, published, measured)",
         f"  {file}:{line_of(file, 'temperature:')}: method.temperature: the text 'warm' is not allowed; "
         "it must be a number above 0",
         f"  {file}:{line_of(file, 'name: vit') - 1}: backbone: image_px 8 is no multiple of patch_px 3",

@@ -17,7 +17,7 @@ from belvedere.engine.remedy import value_at
 from belvedere.nn.build import build
 from belvedere.optim.spec import LearningRate
 from belvedere.recipe.estimate import estimate
-from belvedere.recipe.load import load_recipe
+from belvedere.recipe.load import difference, dump, load_recipe, read_recipe, recipe_hash
 from belvedere.recipe.plan import Plan, data_path, plan, run_dir
 from belvedere.recipe.shipped import recipe_names
 
@@ -202,3 +202,56 @@ def test_activations_are_estimated_within_a_fifth(precision: str) -> None:
     trained = sum(parameter.numel() for parameter in backbone.parameters())
     needs = estimate(recipe, plan(recipe, num_images=2000), trained=trained, teacher=0, backbone=0)
     assert needs.activations == pytest.approx(sum(kept.values()), rel=0.2)
+
+
+def test_a_run_of_fewer_steps_than_its_recipe_was_measured_with_says_so() -> None:
+    measured = ("data.path=x", "measured={images: 60000, steps: 10296}")
+    recipe = load_recipe("msn/fashion", measured)
+    (warning,) = plan(recipe, num_images=3100).warnings
+    words = "22 epochs were 10,296 steps on 60,000 images where this recipe was measured; here, on "
+    assert warning.startswith(f"train.epochs: {words}3,100 images, they are 528")
+    assert "train.epochs=429 has as many" in warning
+    assert dict(plan(recipe, num_images=3100).table())["measured"] == f"{words}3,100 images, they are 528"
+    more = plan(recipe, num_images=100_000)
+    assert more.warnings == ()
+    assert "they are 17,182" in dict(more.table())["measured"]
+    assert "measured" not in dict(plan(recipe, num_images=60_000).table())
+    (warning,) = plan(load_recipe("msn/fashion", [*measured, "train.epochs=5"]), num_images=3100).warnings
+    assert "was measured with 10,296 steps on 60,000 images; here it has 120 on 3,100" in warning
+
+
+def test_what_a_recipe_was_measured_on_is_no_part_of_a_run() -> None:
+    recipe = load_recipe("tiny/msn").model_copy(update={"measured": None})
+    with_it = load_recipe("tiny/msn", ["measured={images: 1347, steps: 2200}"])
+    assert recipe_hash(recipe) == recipe_hash(with_it)
+    assert difference(recipe, with_it) == []
+    assert "measured" not in dump(recipe)
+    assert read_recipe(dump(with_it)) == with_it
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "key"),
+    [
+        ("swav", "method.freeze_prototypes_steps=700", "method.freeze_prototypes_steps"),
+        ("sela", "method.freeze_prototypes_steps=700", "method.freeze_prototypes_steps"),
+        ("swav", "method.queue={length: 256, start_epoch: 60}", "method.queue.start_epoch"),
+        ("esvit", "method.teacher_temperature.warmup_epochs=50", "method.teacher_temperature.warmup_epochs"),
+        ("esvit", "method.freeze_last_layer_epochs=50", "method.freeze_last_layer_epochs"),
+        ("mugs", "method.group.teacher_temperature.warmup_epochs=70", "method.group.teacher_temperature"),
+        ("mugs", "method.group.freeze_last_layer_epochs=70", "method.group.freeze_last_layer_epochs"),
+        ("msn", "optim.lr.warmup_epochs=50", "optim.lr.warmup_epochs"),
+        ("msn", "optim.clip.from_epoch=60", "optim.clip.from_epoch"),
+    ],
+)
+def test_a_duration_of_more_than_a_third_of_the_run_is_doubted(name: str, override: str, key: str) -> None:
+    recipe = load_recipe(f"tiny/{name}", ["train.epochs=100", override])
+    found = [words for words in plan(recipe, num_images=1347).warnings if " of this run of " in words]
+    assert any(words.startswith(key) for words in found)
+
+
+def test_a_short_run_of_a_published_recipe_doubts_its_durations() -> None:
+    published = load_recipe("swav/rn50-400ep", ["data.path=x"])
+    assert plan(published, num_images=IMAGENET).warnings == ()
+    few = load_recipe("swav/rn50-400ep", ["data.path=x", "train.epochs=20"])
+    keys = [words.partition(":")[0] for words in plan(few, num_images=IMAGENET).warnings]
+    assert "optim.lr.warmup_epochs" in keys

@@ -153,14 +153,15 @@ def test_a_queue_without_effect_is_refused() -> None:
 
 def test_what_is_probably_not_meant() -> None:
     short = ("train.epochs=2", "optim.lr.warmup_epochs=1")
-    (never,) = _planned("method.queue={length: 1280, start_epoch: 1}", *short).warnings
+    never, *others = _planned("method.queue={length: 1280, start_epoch: 1}", *short).warnings
+    assert all(" of this run of 20 steps" in words for words in others)  # durations, of a run so short
     assert never.startswith(
         "method.queue.length: 1280 embeddings from epoch 1 on are not reached in 20 steps"
     )
     (many,) = _planned("method.prototypes=129").warnings
     assert many.startswith("method.prototypes: Sinkhorn shares 129 prototypes out among 128 samples")
     assert _planned("method.prototypes=256", "method.queue={length: 128, start_epoch: 0}").warnings == ()
-    (frozen,) = _planned("method.freeze_prototypes_steps=20", *short).warnings
+    frozen, *_ = _planned("method.freeze_prototypes_steps=20", *short).warnings
     assert frozen.startswith("method.freeze_prototypes_steps: 20 steps of a run of 20")
     assert "which here is 10" in frozen
 

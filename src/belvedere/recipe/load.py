@@ -218,8 +218,9 @@ def dump(recipe: Recipe) -> str:
 
 
 def _resumable(recipe: Recipe) -> dict[str, Any]:
-    """{dotted key: value} of what may not change while a run lasts: everything outside `run`."""
-    values = {name: value for name, value in recipe.model_dump().items() if name != "run"}
+    """{dotted key: value} of what may not change while a run lasts: everything outside `run`, but for
+    `measured`, which changes nothing of it."""
+    values = {name: value for name, value in recipe.model_dump().items() if name not in ("run", "measured")}
     return {".".join(path): value for path, value in flat(values)}
 
 

@@ -15,6 +15,7 @@ from belvedere.data.spec import Part, told
 from belvedere.methods.method import Clock, Extent
 from belvedere.methods.pages import page
 from belvedere.recipe.checks import check_recipe
+from belvedere.recipe.durations import compared, doubts, shorter
 from belvedere.recipe.explain import dotted
 from belvedere.recipe.fit import extent, fits
 from belvedere.recipe.load import recipe_hash
@@ -60,6 +61,7 @@ class Plan:
     def table(self) -> list[tuple[str, str]]:
         """The plan as (what, value) rows, to be printed as one table."""
         recipe, lr = self.recipe, self.lr
+        comparison = compared(recipe, self.extent)
         left = self.num_images - self.steps_per_epoch * recipe.train.global_batch
         parts = (
             f", {self.micro_batches} micro-batches of {self.micro_batch}" if self.micro_batches > 1 else ""
@@ -77,6 +79,7 @@ class Plan:
                 "length",
                 f"{recipe.train.epochs} epochs x {self.steps_per_epoch:,} = {self.total_steps:,} steps",
             ),
+            *([("measured", comparison)] if comparison is not None else []),
             ("learning rate", f"{lr.start:g} -> {lr.peak:g} in {self.warmup_steps:,} steps -> {lr.final:g}"),
             ("weight decay", _told_course(self.weight_decay)),
             (
@@ -167,6 +170,8 @@ def _told_course(schedule: WarmupCosine) -> str:
 
 def _warnings(plan: Plan) -> list[str]:
     recipe, found = plan.recipe, list(plan.recipe.method.doubts(plan.extent))
+    if (short := shorter(recipe, plan.extent)) is not None:
+        found.append(short)
     prototypes = getattr(recipe.method, "prototypes", 0)
     if isinstance(prototypes, int) and prototypes > plan.num_images:
         found.append(
@@ -192,4 +197,5 @@ def _warnings(plan: Plan) -> list[str]:
             "the backbone's BatchNorm, so the numbers are those of as many processes with "
             "train.batch_norm_group=1, not those of the whole batch"
         )
-    return found
+    told = {words.partition(":")[0] for words in found}
+    return found + [words for words in doubts(recipe, plan.extent) if words.partition(":")[0] not in told]

@@ -38,7 +38,7 @@ class TrainSpec(Settings):
     at least float32. batch_norm_group: how many processes share BatchNorm's statistics (null: all of them;
     1: each has its own)."""
 
-    epochs: Annotated[int, Field(ge=1, le=10**9)]
+    epochs: Annotated[int, Field(ge=1, le=999_999)]
     global_batch: Count
     precision: Literal["bf16", "float32", "float64"]
     batch_norm_group: Count | None = None
@@ -109,6 +109,17 @@ class Published(Settings):
     unknown: dict[str, str] = Field(default_factory=dict)
 
 
+class Measured(Settings):
+    """What the numbers of a recipe, in its head or in docs/results.md, were measured on. It changes nothing
+    of a run, whose plan compares itself with it.
+
+    images: how many there were to train on. steps: how many the whole run took.
+    """
+
+    images: Count
+    steps: Count
+
+
 class Recipe(Settings):
     """One run. Under `method` stand the options of the method's page; see `belvedere.methods`.
 
@@ -127,8 +138,14 @@ class Recipe(Settings):
     init: InitSpec | None = None
     run: RunSpec = RunSpec()
     published: Published | None = None
+    measured: Measured | None = None
     _split_is_default: bool = PrivateAttr(default=False)
     _remarks: tuple[str, ...] = PrivateAttr(default=())
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = written(self)
+        return {name: value for name, value in values.items() if name != "measured" or value is not None}
 
     @property
     def split_is_default(self) -> bool:
