@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import struct
 import tarfile
 import time
 import tracemalloc
@@ -17,8 +18,10 @@ import pytest
 from PIL import Image
 
 from belvedere.core.errors import DataError
-from belvedere.data.sources import open_source, remarks
+from belvedere.data.decode import UnreadableImage
+from belvedere.data.sources import open_source, read, remarks
 from belvedere.data.sources.index import open_index
+from belvedere.data.sources.mixed import Mixed
 from belvedere.data.sources.parts import part_of_file
 from belvedere.data.spec import DataSpec, Part
 from belvedere.train.roster import as_begun
@@ -627,3 +630,169 @@ def test_a_run_goes_on_whose_folders_were_read_as_other_classes(tmp_path, own_ca
     assert resumed.fingerprint() == begun.fingerprint != source.fingerprint()
     assert "other classes than when the run began" in told
     assert resumed.stored(0) == TINY
+
+
+# --- zip archives
+
+ENTRY, LOCAL = b"PK\x01\x02", b"PK\x03\x04"
+
+
+def zip_of(count=6, *, wide=False) -> bytearray:
+    """A sound archive of images; wide: with 64-bit sizes and end record."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for number in range(count):
+            with archive.open(f"{'ab'[number % 2]}/{number}.png", "w", force_zip64=wide) as member:
+                member.write(TINY)
+    data = bytearray(file.getvalue())
+    return widened(data) if wide else data
+
+
+def widened(data: bytearray) -> bytearray:
+    """The same archive with 64-bit fields throughout its directory."""
+    end = data.rfind(b"PK\x05\x06")
+    count, size, start = struct.unpack_from("<HII", data, end + 10)
+    entries, at = bytearray(), start
+    while at < start + size:
+        entry = bytearray(data[at : at + 46])
+        packed, whole, named, extra, comment = struct.unpack_from("<IIHHH", entry, 20)
+        (offset,) = struct.unpack_from("<I", entry, 42)
+        struct.pack_into("<IIHHH", entry, 20, 0xFFFFFFFF, 0xFFFFFFFF, named, 28, 0)
+        struct.pack_into("<I", entry, 42, 0xFFFFFFFF)
+        entries += (
+            entry + data[at + 46 : at + 46 + named] + struct.pack("<HHQQQ", 1, 24, whole, packed, offset)
+        )
+        at += 46 + named + extra + comment
+    record = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, count, count, len(entries), start)
+    locator = struct.pack("<IIQI", 0x07064B50, 0, start + len(entries), 1)
+    ending = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, *[0xFFFF] * 2, *[0xFFFFFFFF] * 2, 0)
+    return data[:start] + entries + record + locator + ending
+
+
+def changed(data: bytearray, mark: bytes, at: int, form: str, *values: int, nth: int = 0) -> bytes:
+    """Numbers written behind the n-th of these marks."""
+    place = -1
+    for _ in range(nth + 1):
+        place = data.index(mark, place + 1)
+    struct.pack_into(form, data, place + at, *values)
+    return bytes(data)
+
+
+END, END_64, LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+MOST = 2**64 - 1
+BROKEN_ZIPS = {
+    "a longer extra field": changed(zip_of(), ENTRY, 30, "<H", 10_000),
+    "an extra field that swallows one member": changed(zip_of(), ENTRY, 30, "<H", 53),
+    "an extra field to the end": changed(zip_of(), ENTRY, 30, "<H", 53 * 5),
+    "a longer name": changed(zip_of(), ENTRY, 28, "<H", 40),
+    "a longer comment": changed(zip_of(), ENTRY, 32, "<H", 300, nth=2),
+    "the last one's extra field": changed(zip_of(), ENTRY, 30, "<H", 9, nth=5),
+    "more members than there are": changed(zip_of(), END, 8, "<HH", 24, 24),
+    "fewer members than there are": changed(zip_of(), END, 8, "<HH", 2, 2),
+    "a shorter directory": changed(zip_of(), END, 12, "<I", 53 * 3),
+    "a longer directory": changed(zip_of(), END, 12, "<I", 2**31),
+    "more members, 64 bits": changed(zip_of(wide=True), END_64, 24, "<QQ", 24, 24),
+    "2^64 members": changed(zip_of(wide=True), END_64, 24, "<QQ", MOST, MOST),
+    "a huge directory": changed(zip_of(wide=True), END_64, 40, "<Q", MOST),
+    "a directory at 2^64": changed(zip_of(wide=True), END_64, 48, "<Q", MOST),
+    "a locator at 2^64": changed(zip_of(wide=True), LOCATOR, 8, "<Q", MOST)[:-98] + bytes(98),
+    "wide fields that are cut": changed(zip_of(wide=True), ENTRY, 30, "<H", 20, nth=5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN_ZIPS)
+def test_a_zip_archive_with_a_broken_directory_is_one_message(tmp_path, own_cache, name):
+    (tmp_path / "set.zip").write_bytes(BROKEN_ZIPS[name])
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"^[^\n]*set\.zip \(data\.path\) is [^\n]*$") as caught:
+        open_source(str(tmp_path / "set.zip"))
+    assert any(part in str(caught.value) for part in ("repair it", "pack it anew", "no zip archive"))
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+LYING_ZIPS = {  # what one member claims of itself: the size that its data has, that is stored, its place
+    "a size of 2^64": (MOST, len(TINY), 0),
+    "2^64 bytes stored": (len(TINY), MOST, 0),
+    "8 GB stored": (8 << 30, 8 << 30, 0),
+    "500 MB stored": (500 << 20, 500 << 20, 0),
+    "a place at 2^64": (len(TINY), len(TINY), MOST),
+    "a place at 2^63": (len(TINY), len(TINY), 2**63),
+    "a place behind the file": (len(TINY), len(TINY), 1 << 40),
+    "a place in the middle": (len(TINY), len(TINY), 7),
+    "nothing stored": (0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("name", LYING_ZIPS)
+def test_a_member_that_lies_about_itself_is_one_unreadable_image(tmp_path, own_cache, name):
+    data = zip_of(wide=True)
+    first = data.index(ENTRY)
+    struct.pack_into("<QQQ", data, first + 46 + len("a/0.png") + 4, *LYING_ZIPS[name])
+    (tmp_path / "set.zip").write_bytes(data)
+    source = open_source(str(tmp_path / "set.zip"))
+    assert len(source) == 6
+    tracemalloc.start()
+    with pytest.raises(UnreadableImage, match=r"a/0\.png"):
+        read(source, 0)
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+    assert source.stored(1) == TINY
+
+
+def test_a_zip_archive_of_more_members_than_its_record_can_count(tmp_path, own_cache):
+    """Some programs count them modulo 2^16 where others would write 64 bits."""
+    data = zip_of(1)
+    start = data.index(ENTRY)
+    entry = data[start : start + 46]
+    number = 2**16 + 2
+    directory = b"".join(entry + b"a/%05d" % n for n in range(number - 1)) + entry + b"a/0.png"
+    ending = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 2, 2, len(directory), start, 0)
+    (tmp_path / "set.zip").write_bytes(data[:start] + directory + ending)
+    source = open_source(str(tmp_path / "set.zip"))
+    assert (len(source), source.stored(0)) == (1, TINY)
+    assert f"{number - 1} other files were not used: a/00000, a/00001, a/00002, ..." in remarks(source)
+
+
+@pytest.mark.parametrize("kept_from", [1, 20_000])
+def test_names_and_classes_that_are_no_text_survive_everywhere(tmp_path, own_cache, monkeypatch, kept_from):
+    monkeypatch.setattr("belvedere.data.sources.index.KEPT_FROM", kept_from)
+    monkeypatch.setattr("belvedere.data.sources.shards._KEPT_FROM", kept_from)
+    label, odd = "c\udcff\x1b[31m\n", f"{NO_TEXT}.png"
+    folder = tmp_path / "dir\udcfe\x07"
+    for name in (label, "plain"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / odd).write_bytes(TINY)
+    tar = tar_of(tmp_path / "s\udcfe.tar", [(f"{label}/{odd}", None), (f"plain/{odd}", None)])
+    raw = zip_of(2)
+    for number, name in enumerate(("\udcff", "\x1b")):  # as many bytes as the names there have
+        raw = raw.replace(f"{'ab'[number]}/{number}.png".encode(), os.fsencode(f"{name}/x.png"))
+    for at in range(len(raw) - 4):
+        if raw[at : at + 4] == ENTRY:
+            raw[at + 9] |= 8  # its name is UTF-8, says the flag
+    (tmp_path / "z\udcfe.zip").write_bytes(raw)
+    jsonl = tmp_path / "l\udcfe.jsonl"
+    jsonl.write_text(json.dumps({"file": f"{folder}/{label}/{odd}", "label": label}) + "\n")
+    for path in (folder, tar, tmp_path / "z\udcfe.zip", jsonl):
+        source = open_source(str(path))
+        sent = pickle.loads(pickle.dumps(source))
+        assert [sent.key(i) for i in range(len(sent))] == [source.key(i) for i in range(len(source))]
+        assert sent.classes == source.classes
+        assert sent.stored(0) == TINY
+        assert len(source.fingerprint()) == 32
+        assert any("\udcff" in name for name in source.classes)
+        Mixed([source, source], [1, 1]).fingerprint()
+        assert open_source(str(path)).fingerprint() == source.fingerprint()
+    assert open_source(str(folder)).classes == ("c\udcff\x1b[31m\n", "plain")
+
+
+def test_classes_of_tables_may_hold_anything(tmp_path, own_cache):
+    odd = "a\x1b[31m\nb\x00"
+    table = pa.table({"image": [TINY], "label": [odd]})
+    pq.write_table(table, tmp_path / "set.parquet")
+    os.utime(tmp_path / "set.parquet", (1_000_000_000, 1_000_000_000))
+    datasets.Dataset(table).save_to_disk(str(tmp_path / "hf"))
+    for path in (str(tmp_path / "set.parquet"), f"hf:{tmp_path}/hf"):
+        source = open_source(path)
+        assert source.classes == (odd,)
+        assert pickle.loads(pickle.dumps(source)).fingerprint() == source.fingerprint()

@@ -128,6 +128,8 @@ class Stretches:
                 raise ReadError(
                     f"{path} has changed since its images were found: {handle.size} bytes, not {total}"
                 )
+            if handle.size:  # what lies about its size takes no memory
+                size = min(size, max(0, handle.size - start))
             parts = [os.pread(handle.descriptor, size, start)]
             while parts[-1] and (got := sum(map(len, parts))) < size:
                 parts.append(os.pread(handle.descriptor, size - got, start + got))

@@ -180,6 +180,7 @@ def _images(directory: _Directory, path: str, left: Left) -> Iterator[_Member]:
         entry = _ENTRY.unpack_from(entries, at)
         mark, _, _, flags, method, _, _, crc, packed, size, named, extra, comment, _, _, _, offset = entry
         if mark == _SIGNATURE_MARK:
+            at = len(entries)
             break
         start = at + _ENTRY.size
         at = start + named + extra + comment
@@ -195,6 +196,8 @@ def _images(directory: _Directory, path: str, left: Left) -> Iterator[_Member]:
             size, packed, offset = _wide(fields, size, packed, offset)
         size, packed, offset = (min(each, _MOST) for each in (size, packed, directory.base + offset))
         yield _Member(name, offset, packed, size, crc, method, bool(flags & _ENCRYPTED))
+    if at != len(entries):
+        raise DataError(_damaged(path, f"{len(entries) - at} bytes of its directory are no member"))
     if (count - directory.num_members) % directory.modulo:
         raise DataError(
             _damaged(path, f"it says it has {directory.num_members} members, and its directory {count}")
