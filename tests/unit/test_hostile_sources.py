@@ -8,6 +8,7 @@ import struct
 import tarfile
 import time
 import tracemalloc
+import warnings
 import zipfile
 
 import datasets
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from belvedere.core.errors import DataError
+from belvedere.core.errors import DataError, UndividedError
 from belvedere.data.decode import UnreadableImage
 from belvedere.data.sources import open_source, read, remarks
 from belvedere.data.sources.index import open_index
@@ -796,3 +797,72 @@ def test_classes_of_tables_may_hold_anything(tmp_path, own_cache):
         source = open_source(path)
         assert source.classes == (odd,)
         assert pickle.loads(pickle.dumps(source)).fingerprint() == source.fingerprint()
+
+
+def test_what_stands_behind_the_end_of_a_tar_file_is_said(tmp_path, own_cache):
+    whole = tar_of(tmp_path / "whole.tar", PLAIN_TAR).read_bytes()
+    path = tmp_path / "set.tar"
+    least = len(whole.rstrip(b"\0"))
+    least += -least % 512
+    for content, said in (
+        (whole, None),
+        (whole[:least], "no mark at their end and may be cut short"),
+        (whole + b"words", "hold something behind their end, which was not read"),
+        (whole + bytes(512 * 40), None),
+    ):
+        path.write_bytes(content)
+        told = remarks(open_source(str(path)))
+        assert len(told) == (said is not None)
+        assert said is None or said in told[0]
+    path.write_bytes(whole + whole)  # cat a.tar b.tar
+    with pytest.raises(DataError, match=r"set\.tar \(data\.path\) holds another tar file .*tar -xif"):
+        open_source(str(path))
+
+
+def test_names_that_come_again_are_counted(tmp_path, own_cache):
+    path = tar_of(tmp_path / "set.tar", [("a/0.png", None), ("b/1.png", None), ("a/0.png", None)])
+    assert any(
+        "1 images have the name of one before them; all are taken" in told
+        for told in remarks(open_source(str(path)))
+    )
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("a/0.png", "b/1.png", "a/0.png"):
+            archive.writestr(name, TINY)
+    assert "1 images have the name of one before them; all are taken" in remarks(
+        open_source(str(tmp_path / "set.zip"))
+    )
+
+
+@pytest.mark.parametrize("label", ["9" * 30, "9" * 5000, "-" + "9" * 5000, "1000001"])
+def test_numbers_that_no_class_can_have(tmp_path, own_cache, label):
+    path = tar_of(tmp_path / "set.tar", [("0.png", None), ("0.cls", label.encode())])
+    with pytest.raises(DataError, match=r"set\.tar \(data\.path\) holds .{,200}be class numbers from 0 on"):
+        open_source(str(path))
+
+
+def test_shards_of_which_only_some_say_their_part(tmp_path, own_cache):
+    (tmp_path / "s").mkdir()
+    for name in ("train-0", "val-0", "extra"):
+        tar_of(tmp_path / "s" / f"{name}.tar", [(f"{name}.png", None)])
+    assert len(open_source(str(tmp_path / "s"))) == 3
+    with pytest.raises(DataError, match=r"1 say no part by their names.*extra\.tar") as caught:
+        open_source(str(tmp_path / "s"), split="train")
+    assert not isinstance(caught.value, UndividedError)  # so a recipe's own split is not dropped
+
+
+def test_parts_of_arrays_by_the_same_names(tmp_path):
+    images = np.zeros((2, 4, 4), np.uint8)
+    np.savez(tmp_path / "set.npz", x_training=images, X_dev=images[:1])
+    assert len(open_source(str(tmp_path / "set.npz"), split="train")) == 2
+    assert len(open_source(str(tmp_path / "set.npz"), split="test")) == 1
+
+
+def test_a_remote_folder_says_what_it_holds_beside_images(tmp_path, own_cache):
+    path = packed(tmp_path, "folder", ["train/cat/1", "valid/dog/2"])
+    source = open_source(f"file://{path}", split="test")
+    assert (source.key(0), source.classes) == ("valid/dog/2.png", ("cat", "dog"))
+    assert sorted(remarks(source)) == [
+        "1 .md files were not used: README.md",
+        "1 .xml files were not used: annotations/deep/x.xml",
+    ]

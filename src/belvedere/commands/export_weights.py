@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from belvedere.commands.options import add_lambda, command_parser, path, refuse_ineffective, refuse_torchrun
+from belvedere.commands.options import (
+    add_columns,
+    add_lambda,
+    command_parser,
+    path,
+    refuse_ineffective,
+    refuse_torchrun,
+)
 from belvedere.commands.stages import Stages
 from belvedere.core.errors import EXIT_DONE, UsageError
 from belvedere.core.log import say, table, warn
@@ -58,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "--data", metavar="PATH", help="images to compare on: a folder, a list, an archive, `digits` ..."
     )
     images.add_argument("--split", choices=("train", "test"), help="only this part of --data")
+    add_columns(images, "--data")
     images.add_argument(
         "--classifier", action="store_true", help="fit a classifier on the labelled images and export it"
     )
@@ -123,6 +131,8 @@ def _refuse_ineffective(args: argparse.Namespace) -> None:
         raise UsageError("--classifier is fitted on labelled images; name them by --data")
     needs = (
         ("--split", args.split, args.data is not None, "--data"),
+        ("--label", args.label, args.data is not None, "--data"),
+        ("--image", args.image, args.data is not None, "--data"),
         ("--labels", args.labels, args.classifier, "--classifier"),
         ("--subset", args.subset, args.classifier, "--classifier"),
         ("--lambda", args.lambd, args.classifier, "--classifier"),
@@ -134,7 +144,7 @@ def _refuse_ineffective(args: argparse.Namespace) -> None:
 def _opened(args: argparse.Namespace) -> Source:
     from belvedere.data.sources import from_list, open_source, with_labels
 
-    source = open_source(args.data, split=args.split)
+    source = open_source(args.data, split=args.split, label=args.label, image=args.image)
     if args.labels is not None:
         source = with_labels(source, args.labels)
     return source if args.subset is None else from_list(source, args.subset)

@@ -6,9 +6,12 @@ import bz2
 import os
 import struct
 import zlib
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from belvedere.core.errors import DataError
 from belvedere.data.sources.access import ReadError, Stretches, is_url, remote_version, size_of
@@ -77,11 +80,13 @@ def _build(writer: IndexWriter, path: str) -> None:
     directory = _directory(path)
     folders: set[str] = set()
     num_images = num_encrypted = 0
+    hashes = array("q")
     left = Left()
     for member in _images(directory, path, left):
         folders.add(folder_of(member.name))
         num_images += 1
         num_encrypted += member.encrypted
+        hashes.append(hash(member.name))
     for told in left.told():
         writer.note(told)
     if not num_images:
@@ -90,6 +95,9 @@ def _build(writer: IndexWriter, path: str) -> None:
         )
     if num_encrypted == num_images:
         raise DataError(f"{path} (data.path) is encrypted; unpack it, and give the folder")
+    num_repeated = num_images - len(np.unique(np.frombuffer(hashes, dtype=np.int64)))
+    if num_repeated:
+        writer.note(f"{num_repeated} images have the name of one before them; all are taken")
     layout = layout_of(folders, path)
     if layout.note is not None:
         writer.note(layout.note)

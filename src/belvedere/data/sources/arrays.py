@@ -15,13 +15,14 @@ from belvedere.core.errors import DataError, UndividedError
 from belvedere.core.log import say
 from belvedere.data.levels import NoValuesError, Range, scaled
 from belvedere.data.sources.mapped import MappedFile
+from belvedere.data.sources.parts import NAMES, TEST, TRAIN, VAL
 from belvedere.data.sources.source import UNLABELLED, ArraySource, Numbered, Source
 
 Array = NDArray[Any]
 
 _IMAGES = ("images", "image", "x", "data", "pixels", "arr_0")
 _LABELS = ("labels", "label", "y", "targets", "target", "arr_1")
-_PARTS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
+_PARTS = {"train": NAMES[TRAIN], "test": (*NAMES[TEST], *NAMES[VAL])}
 """The parts of an .npz file that a split may be, in this order."""
 _LOOKED_AT = 256  # images whose values are looked at where there are too many for all
 _MOST_CLASSES = 1_000_000

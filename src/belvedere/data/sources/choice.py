@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from belvedere.core.errors import DataError
@@ -52,10 +53,10 @@ def as_class(value: Any) -> str | None:
         return value.strip() or None
     if isinstance(value, int):
         return str(value)
-    if isinstance(value, float):
+    if isinstance(value, float | Decimal):
         if math.isnan(value):
             return None
-        if value.is_integer():
+        if math.isfinite(value) and value == int(value):
             return str(int(value))
         raise NotAClassError(f"{value!r}, which is no whole number")
     if isinstance(value, Mapping):

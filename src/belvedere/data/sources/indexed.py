@@ -20,6 +20,7 @@ LARGEST_BYTES = 1 << 30
 NUMBER = "number"
 """The column of labels whose numbers the data itself gives, with their names in the index's meta."""
 MOST_CLASSES = 1_000_000
+_MOST_DIGITS = 20
 
 
 class Reader(Protocol):
@@ -89,6 +90,12 @@ def numbered_classes(texts: list[str], where: str) -> list[str] | None:
     """
     if not texts or not all(text.removeprefix("-").isdecimal() for text in texts):
         return None
+    longest = max(texts, key=len)
+    if len(longest) > _MOST_DIGITS:
+        raise DataError(
+            f"{where} (data.path) holds a label of {len(longest)} digits, {longest[:_MOST_DIGITS]}...; "
+            f"labels must be class numbers from 0 on, or -1 for none"
+        )
     numbers = [int(text) for text in texts]
     if min(numbers) < UNLABELLED or max(numbers) >= MOST_CLASSES:
         raise DataError(

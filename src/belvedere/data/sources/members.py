@@ -23,6 +23,7 @@ _MAGICS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x
 _LARGEST_READ = 4 << 20  # of a header, a long name or a label; images are not read here
 _WORD = re.compile(r"[A-Za-z_][\w-]*")
 _MOST = 1 << 62
+_LOOKED_AT = 1 << 16  # behind the last member
 _BROKEN = (
     *(tarfile.TarError, EOFError, OSError, ValueError, OverflowError, IndexError, KeyError),
     *(RecursionError, MemoryError, struct.error),
@@ -78,7 +79,7 @@ def members(path: str, *, read: frozenset[str], left: Left) -> Iterator[Image | 
             _refuse_compressed(file, path)
             careful: Any = _Careful(file)
             with tarfile.open(fileobj=careful, mode="r:", encoding="utf-8") as tar:
-                for member in _members(tar):
+                for member in _members(tar, path, left):
                     if member.isdir():
                         continue
                     name = member_name(member.name)
@@ -138,7 +139,7 @@ def _refuse_compressed(file: IO[bytes], path: str) -> None:
     file.seek(0)
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _members(tar: tarfile.TarFile, path: str, left: Left) -> Iterator[tarfile.TarInfo]:
     """The members one by one, none of which is kept."""
     before = -1
     while (member := tar.next()) is not None:
@@ -150,8 +151,28 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     # a header that makes no sense ends the file for `tarfile`, as an empty one does
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+    end = tar.fileobj.read(_LOOKED_AT)
+    if end[: tarfile.BLOCKSIZE].strip(b"\0"):
         raise tarfile.ReadError(f"no header where one should be, at byte {tar.offset}")
+    _tell_end(end, tar.offset, path, left)
+
+
+def _tell_end(end: bytes, at: int, path: str, left: Left) -> None:
+    """Look at what stands behind the last member. Raises DataError for another tar file."""
+    behind = len(end) - len(end.lstrip(b"\0"))
+    if not end:
+        left.add("tar files have no mark at their end and may be cut short", path)
+    elif behind < len(end):
+        start = behind // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        try:
+            tarfile.TarInfo.frombuf(end[start : start + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        except _BROKEN:
+            left.add("tar files hold something behind their end, which was not read", path)
+            return
+        raise DataError(
+            f"{path} (data.path) holds another tar file behind its end, at byte {at + start}; unpack it with "
+            f"`tar -xif`, or keep its parts in files of their own"
+        )
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Any
 
 from belvedere.core.errors import DataError
@@ -12,7 +13,8 @@ from belvedere.data.sources.arrays import open_loaded_array
 from belvedere.data.sources.choice import no_choice
 from belvedere.data.sources.index import Index, IndexWriter, open_index
 from belvedere.data.sources.indexed import rows_of_split
-from belvedere.data.sources.layout import folder_of, image_name, layout_of
+from belvedere.data.sources.layout import folder_of, image_name, layout_of, member_name
+from belvedere.data.sources.left import Left
 from belvedere.data.sources.parquet import SUFFIX as PARQUET
 from belvedere.data.sources.parquet import open_parquet
 from belvedere.data.sources.shards import COMPRESSED, open_tar
@@ -63,6 +65,12 @@ def _open_folder(url: str, split: str | None, *, label: str | None, image: str |
     layout = layout_of({folder_of(name) for name in names}, url, packed=False)
     names.sort(key=lambda name: layout.part(folder_of(name)))
     sizes = [found[name] for name in names]
+    left = Left()
+    for name in found.keys() - set(names):
+        if image_name(name) is None and member_name(name) is not None:
+            left.add(f"{os.path.splitext(name)[1].lower() or 'other'} files were not used", name)
+        else:
+            left.add("hidden files were left out", name)
 
     def build(writer: IndexWriter) -> None:
         parts: dict[str, list[int]] = {}
@@ -73,10 +81,13 @@ def _open_folder(url: str, split: str | None, *, label: str | None, image: str |
                 parts.setdefault(part, [writer.count, 0])[1] = writer.count + 1
             writer.add(name, label=layout.label(folder), size=size)
         writer.meta["parts"] = parts
-        if layout.note is not None:
-            writer.note(layout.note)
+        for told in (layout.note, *left.told()):
+            if told is not None:
+                writer.note(told)
 
-    listed = hashlib.blake2b(repr((names, sizes)).encode("utf-8", "surrogateescape")).hexdigest()
+    listed = hashlib.blake2b(
+        repr((names, sizes, sorted(found.keys() - set(names)))).encode("utf-8", "surrogateescape")
+    ).hexdigest()
     identity = {"kind": "remote folder", "rules": 2, "path": url, "listed": listed}
     index = open_index(identity, build, describe=url)
     return rows_of_split(url.rpartition("/")[2] or url, index, RemoteReader(url), split=split, where=url)

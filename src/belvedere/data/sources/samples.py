@@ -156,6 +156,9 @@ def samples(
             found(len(images))
     rows = np.flatnonzero(images.chosen(wanted.image) if wanted.image else images.own(files, left))
     labels, used = images.labels(files)
+    num_repeated = images.num_repeated()
+    if num_repeated:
+        note(f"{path}: {num_repeated} images have the name of one before them; all are taken")
     for told in left.told():
         note(f"{path}: {told}")
     idle = np.flatnonzero(np.array(files.says, dtype=bool) & ~used)
@@ -205,6 +208,10 @@ class _Images:
         name = image.removeprefix(".").lower()
         endings = (self.ending(row).lower() for row in range(len(self)))
         return np.array([name in (ending, ending.rpartition(".")[0]) for ending in endings], dtype=bool)
+
+    def num_repeated(self) -> int:
+        """How many images have the whole name of one before them."""
+        return len(self) - len(np.unique(self._columns()[1]))
 
     def own(self, files: _Files, left: Left) -> NDArray[np.bool_]:
         """Which images are no companions of another one in their sample (`x.seg.png` of `x.png`, `x.png` of

@@ -84,6 +84,13 @@ def open_tar(
         index = open_index(identity, build, describe=path, kept_from=_KEPT_FROM)
     except OSError as error:
         raise DataError(f"{path} (data.path) cannot be read: {error}") from error
+    named = [part_of_file(shard) for shard in shards]
+    if split is not None and not index.meta["parts"] and any(named):
+        others = [shard for shard, part in zip(shards, named, strict=True) if not part]
+        raise DataError(
+            f"data.split is {split!r}, but of the files of {path} (data.path) {len(others)} say no part by "
+            f"their names, as the others do: {listed(others, 3)}; name the ones to take"
+        )
     name = Path(shards[0]).stem if len(shards) == 1 else Path(path.rstrip("/")).stem
     return rows_of_split(name, index, TarReader(), split=split, where=path)
 
