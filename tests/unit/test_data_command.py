@@ -241,7 +241,7 @@ def test_an_interruption_writes_nothing(
 
 @pytest.fixture
 def mixed_bag(tmp_path: Path) -> Path:
-    """Ten files in two classes, of which two are copies and two unreadable; names are as no shell likes them."""
+    """Ten files in two classes: two copies, two unreadable, and names that no shell likes."""
     folder = tmp_path / "bag"
     for name, seed in (("cat/a, b.png", 0), ('cat/"c".png', 1), ("dog/d\xe9.png", 2), ("dog/equal.bmp", 0)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -253,6 +253,54 @@ def test_waiting_is_said_with_what_to_change(roomy, waited_s, seconds, workers, 
         assert re.search(told, remark)
 
 
+@pytest.mark.parametrize(
+    ("load_s", "step_s", "workers", "told"),
+    [
+        (1.0, 1.0, 0, None),
+        (1.05, 1.0, 0, None),
+        (1.0, 0.0, 0, "about 100% .*set run.workers=16 .now 0."),
+        (0.0, 0.0, 0, None),
+        (
+            2.0,
+            1.0,
+            0,
+            "about 50% of the time would go into waiting for data; 16 CPUs .*set run.workers=2 .now 0.",
+        ),
+        (2.0, 1.0, 2, None),
+        (5.0, 1.0, 2, "about 60% .*set run.workers=5 .now 2."),
+        (50.0, 1.0, 2, "set run.workers=16 .now 2."),
+        (50.0, 1.0, 16, "run.workers=16 keeps 16 CPUs busy.*smaller"),
+    ],
+)
+def test_a_dry_run_says_what_waiting_there_would_be(roomy, load_s, step_s, workers, told):
+    remark = room.loading_remark(load_s, step_s, workers)
+    assert (remark is None) == (told is None)
+    assert told is None or re.search(told, remark)
+
+
+def test_waiting_is_told_in_the_first_minute_and_once(roomy):
+    now = [0.0]
+    roomy.setattr("belvedere.data.loader.time.perf_counter", lambda: now[0])
+    with loader(total_steps=1000) as batches:
+        stream, said = iter(batches), []
+        for step in range(100):
+            next(stream)
+            now[0] += 1.0
+            batches.waited_s += 0.57
+            said.append((step, batches.early_remark()))
+    told = [(step, remark) for step, remark in said if remark is not None]
+    assert len(told) == 1
+    assert told[0][0] <= 30
+    assert "57% of the time went into waiting for data; 16 CPUs may be used: set run.workers=16" in told[0][1]
+    with loader(total_steps=1000) as batches:
+        stream = iter(batches)
+        for _ in range(100):
+            next(stream)
+            now[0] += 1.0
+            batches.waited_s += 0.05
+            assert batches.early_remark() is None
+
+
 def test_a_loader_measures_waiting_from_its_first_batch(roomy):
     roomy.setattr(room, "_WORTH_TELLING_S", 0.0)
     batches = loader()

@@ -19,6 +19,7 @@ from belvedere.data.spec import DataSpec, ViewSpec
 from belvedere.data.views import native
 from belvedere.data.views.render import finish
 
+_EARLY_S = 20.0  # from then on a share of the time says something
 _MIN_BAD = 8  # a share of fewer bad images says nothing
 
 
@@ -82,7 +83,7 @@ class Loader:
         self.start_step, self.total_steps = start_step, total_steps
         self._source, self._views, self._data, self._workers = source, views, data, workers
         self._dtype, self._device = dtype, device
-        self._num_bad = 0
+        self._num_bad, self._remarked = 0, False
         self._first: tuple[float, float] | None = (
             None  # when the first batch came, and what it was waited for
         )
@@ -112,6 +113,14 @@ class Loader:
             return None
         since, waited_s = self._first
         return waiting_remark(self.waited_s - waited_s, time.perf_counter() - since, self._workers)
+
+    def early_remark(self) -> str | None:
+        """The same once, as soon as it can be said; asked after each step."""
+        if self._first is None or self._remarked or time.perf_counter() - self._first[0] < _EARLY_S:
+            return None
+        told = self.waiting_remark()
+        self._remarked = told is not None
+        return told
 
     def __len__(self) -> int:
         return max(0, self.total_steps - self.start_step)

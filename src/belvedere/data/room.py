@@ -3,6 +3,7 @@ through."""
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 
@@ -91,13 +92,31 @@ def waiting_remark(waited_s: float, seconds: float, workers: int) -> str | None:
     """
     if waited_s < _WORTH_TELLING_S or waited_s <= _MUCH_WAITING * seconds:
         return None
-    told = f"{waited_s / seconds:.0%} of the time went into waiting for data"
+    return f"{waited_s / seconds:.0%} of the time went into waiting for data{_remedy(workers)}"
+
+
+def loading_remark(load_s: float, step_s: float, workers: int) -> str | None:
+    """What to change before a run that would wait for data for much of its time; None where it would not.
+
+    load_s: seconds in which one thread makes the views of a batch; step_s: that the rest of its step takes.
+    """
+    prepared_s = load_s / max(1, workers)  # with none, a thread beside the step makes them
+    share = 1.0 - step_s / prepared_s if prepared_s > 0 else 0.0
+    if share <= _MUCH_WAITING:
+        return None
+    needed = math.ceil(load_s / step_s) if step_s > 0 else None
+    return f"about {share:.0%} of the time would go into waiting for data{_remedy(workers, needed)}"
+
+
+def _remedy(workers: int, needed: int | None = None) -> str:
+    """What to do about waiting. needed: workers that would be enough, where that is known."""
     processes, cpus = _local_processes(), machine.cpu_count()
     if workers * processes < cpus:
-        more = max(1, cpus // processes)
-        return f"{told}; {_count(cpus, 'CPU')} may be used: set run.workers={more} (now {workers})"
+        most = max(1, cpus // processes)
+        more = most if needed is None else min(most, max(needed, workers + 1))
+        return f"; {_count(cpus, 'CPU')} may be used: set run.workers={more} (now {workers})"
     return (
-        f"{told}, and run.workers={workers} keeps {_count(cpus, 'CPU')} busy: use a machine with more, "
+        f", and run.workers={workers} keeps {_count(cpus, 'CPU')} busy: use a machine with more, "
         "a faster disk, or images made smaller beforehand (to a shorter side of twice the largest view)"
     )
 

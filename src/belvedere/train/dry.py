@@ -11,6 +11,7 @@ from belvedere.core import dist
 from belvedere.core.errors import CheckpointError, UsageError
 from belvedere.core.files import free_bytes, readable_size
 from belvedere.core.log import say, table
+from belvedere.data.room import loading_remark
 from belvedere.engine.progress import spoken
 from belvedere.methods.method import Method
 from belvedere.recipe.estimate import Estimate, estimate
@@ -87,6 +88,9 @@ def _tell_time(session: Session, trial: Trial) -> None:
         f"measured: {trial.rows:,} images{parts} take {_short(trial.step_s)}{scaled}; one thread makes their "
         f"views in {_short(trial.load_s)}, and there will be {max(1, session.recipe.run.workers)}"
     )
+    waiting = loading_remark(trial.load_s, trial.step_s, session.recipe.run.workers)
+    if waiting is not None:
+        say(waiting)
     left_s = step_s * (plan.total_steps - session.step)
     without = ""
     if type(session.method).start_epoch is not Method.start_epoch:

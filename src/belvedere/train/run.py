@@ -256,6 +256,8 @@ def _report(
         waited_s = loader.waited_s
         if (ending := forecast.told(session.step, progress.pace(), progress.elapsed_s)) is not None:
             progress.say(ending)
+        if (waiting := loader.early_remark()) is not None:
+            progress.say(waiting)
         if report.save or report.stop:
             keeper.save()
         keeper.request.begins()
