@@ -6,11 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from belvedere.core.errors import UsageError
 from belvedere.core.files import read_json, write_json
 from belvedere.core.log import say
+from belvedere.engine.precision import best_device, multiplies_bf16_fast
 from belvedere.recipe.load import load_recipe
 from belvedere.recipe.schema import Recipe
 
@@ -26,7 +25,7 @@ def settle(out: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UsageError for a directory with other content, RecipeError for an override.
     """
     given = {override.partition("=")[0].strip() for override in overrides}
-    begun, fast = _begun_in(out), multiplies_bf16_fast()
+    begun, fast = _begun_in(out), multiplies_bf16_fast(best_device())
     precision = begun or ("bf16" if fast else "float32")
     own = {
         "train.precision": precision,
@@ -61,17 +60,3 @@ def _begun_in(out: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{marker} is damaged ({error!r}); remove {out}, or {advice}") from error
     return str(precision)
-
-
-def multiplies_bf16_fast() -> bool:
-    """Whether there is a GPU, or a CPU with instructions for bfloat16 products.
-
-    torch tells of them under private names, which another version may lack: then the answer is no.
-    """
-    if torch.cuda.is_available():
-        return True
-    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        supported = getattr(torch.cpu, name, None)
-        if supported is not None and supported():
-            return True
-    return False

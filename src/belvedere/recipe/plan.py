@@ -11,7 +11,9 @@ from typing import Any
 from belvedere.core.errors import RecipeError
 from belvedere.core.schedule import WarmupCosine
 from belvedere.data.order import steps_per_epoch as whole_batches
-from belvedere.data.spec import Part, told
+from belvedere.data.spec import Part
+from belvedere.data.spec import told as told_path
+from belvedere.engine.precision import Precision, settled
 from belvedere.methods.method import Clock, Extent
 from belvedere.methods.pages import page
 from belvedere.recipe.checks import check_recipe
@@ -28,7 +30,8 @@ class Plan:
 
     batch: images per step and process; micro_batch: rows of those encoded at a time; schedule_steps: what the
     schedules are laid out over (`optim.stretch` times the run), which need not be whole; run_dir: where
-    everything is written; warnings: what is allowed and probably not meant, with the reason.
+    everything is written; warnings: what is allowed and probably not meant, with the reason; on_precision:
+    that this device lacks the precision asked for, what it costs and what is taken.
     """
 
     recipe: Recipe
@@ -44,10 +47,11 @@ class Plan:
     lr: WarmupCosine
     weight_decay: WarmupCosine
     device: str
-    precision: str
+    precision: Precision
     threads: int | None
     run_dir: Path
     warnings: tuple[str, ...]
+    on_precision: str | None = None
 
     def clock(self, step: int) -> Clock:
         """What a schedule may read at `step`."""
@@ -70,7 +74,7 @@ class Plan:
             ("recipe", f"{recipe.name} ({recipe_hash(recipe)})"),
             (
                 "images",
-                f"{self.num_images:,} in {told(data_path(recipe))}, "
+                f"{self.num_images:,} in {told_path(data_path(recipe))}, "
                 f"{left:,} left out each epoch (others each time)",
             ),
             ("views", ", ".join(f"{view.count} {role} {view.px} px" for role, view in recipe.views.items())),
@@ -91,6 +95,7 @@ class Plan:
                 "device",
                 f"{self.device}, {self.precision}{f', {self.threads} threads' if self.threads else ''}",
             ),
+            *([("precision", self.on_precision)] if self.on_precision is not None else []),
             ("written to", str(self.run_dir)),
         ]
 
@@ -118,11 +123,18 @@ def run_dir(recipe: Recipe) -> Path:
 
 
 def plan(
-    recipe: Recipe, *, num_images: int, world_size: int = 1, device: str = "cpu", threads: int | None = None
+    recipe: Recipe,
+    *,
+    num_images: int,
+    world_size: int = 1,
+    device: str = "cpu",
+    threads: int | None = None,
+    elsewhere: bool = False,
 ) -> Plan:
     """What `recipe` comes to with `num_images` images on `world_size` processes.
 
-    device: what the networks run on; threads: how many the CPU uses (None: as `run.threads` says). Raises
+    device: what the networks run on; elsewhere: the run is meant for another machine, so that what this one's
+    device lacks does not count; threads: how many the CPU uses (None: as `run.threads` says). Raises
     RecipeError for settings that contradict each other or do not fit the data or the processes.
     """
     data_path(recipe)
@@ -138,6 +150,7 @@ def plan(
     micro_batch = min(batch, recipe.run.micro_batch or batch)
     lr, decay, first = optim.lr, optim.weight_decay, method.schedule_first
     schedule = int(schedule_steps)
+    precision, words = (train.precision, None) if elsewhere else settled(train.precision, device)
     result = Plan(
         recipe=recipe,
         num_images=num_images,
@@ -154,10 +167,11 @@ def plan(
         ),
         weight_decay=WarmupCosine(decay.start, decay.start, decay.final, 0, schedule, first=first),
         device=device,
-        precision=train.precision,
+        precision=precision,
         threads=recipe.run.threads if threads is None else threads,
         run_dir=run_dir(recipe),
         warnings=(),
+        on_precision=words,
     )
     return dataclasses.replace(result, warnings=tuple(_warnings(result)))
 

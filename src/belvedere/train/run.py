@@ -113,8 +113,9 @@ def open_session(recipe: Recipe, device: torch.device, *, images: Any = None) ->
     recipe, source, notes = open_images(recipe) if images is None else take_images(recipe, images)
     source, gone = as_begun(source, run_dir(recipe))
     report = check_sample(source, seed=recipe.seed)
-    plan = make_plan(recipe, num_images=len(source), world_size=dist.world_size(), device=device.type)
     elsewhere = recipe.run.device == "cuda" and device.type == "cpu"
+    world_size, kind = dist.world_size(), device.type
+    plan = make_plan(recipe, num_images=len(source), world_size=world_size, device=kind, elsewhere=elsewhere)
     notes += agree(
         lambda: refuse_too_large(recipe, plan, memory_here(device.type), elsewhere=elsewhere), only_main=False
     )[dist.rank()]

@@ -74,7 +74,7 @@ class Session:
         """A run at step 0."""
         method = build_method(recipe)
         method.allocate(plan.extent)
-        precision, group = recipe.train.precision, recipe.train.batch_norm_group
+        precision, group = plan.precision, recipe.train.batch_norm_group
         prepare_(method, device=device, dtype=parameter_dtype(precision), batch_norm_group=group)
         if recipe.run.compile:
             for network in method.networks().values():
@@ -105,7 +105,7 @@ class Session:
             workers=recipe.run.workers if workers is None else workers,
             start_step=self.step,
             total_steps=self.plan.total_steps,
-            dtype=parameter_dtype(recipe.train.precision),
+            dtype=parameter_dtype(self.plan.precision),
             device=self.device,
             replaced=self.replaced,
             rows=rows,
@@ -153,6 +153,7 @@ class Session:
             "report": self.report.state(),
             "replaced": {str(bad): good for bad, good in self.merged_replacements().items()},
             "device": self.device.type,
+            "precision": self.plan.precision,
             "micro_batch": self.recipe.run.micro_batch,
         }
         keep = self.recipe.run.keep_last
@@ -244,6 +245,8 @@ class Session:
             reasons.append(f"{dist.world_size()} processes, were {manifest['world_size']}")
         if meta["device"] != self.device.type:
             reasons.append(f"device {self.device.type}, was {meta['device']}")
+        if meta.get("precision") not in (None, self.plan.precision):
+            reasons.append(f"precision {self.plan.precision}, was {meta['precision']}")
         if meta["micro_batch"] != self.recipe.run.micro_batch:
             reasons.append(f"run.micro_batch {self.recipe.run.micro_batch}, was {meta['micro_batch']}")
         if manifest["versions"]["torch"] != torch.__version__:
@@ -258,6 +261,7 @@ _META: dict[str, tuple[type, ...]] = {
     "recipe_hash": (str,),
     "replaced": (dict,),
     "device": (str,),
+    "precision": (str, type(None)),  # which earlier versions did not tell
     "micro_batch": (int, type(None)),
     "images": (int, type(None)),  # which earlier versions did not tell
 }
