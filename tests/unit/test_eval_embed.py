@@ -7,8 +7,8 @@ import pytest
 import torch
 from eval_fakes import BrokenSource, FakeBackbone, FakeCard, coloured_source, feature_spec
 
-from belvedere.core.errors import UsageError
-from belvedere.eval.embed import embed, write_features
+from belvedere.core.errors import UsageError, WriteError
+from belvedere.eval.embed import embed, escaped_names, write_features
 from belvedere.eval.features import Extracted, extract
 
 CARD = FakeCard(feature_spec())
@@ -90,3 +90,29 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_features(out, extracted, source)
     assert out.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["f.npz"]
+
+
+def test_names_of_files_and_classes_that_are_not_utf8(tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    coloured = coloured_source({"a": 2, "b": 2})
+    keys = ["a.png", "b\udcff.png", "\udcff/c.png", "日本.png"]
+    source = BrokenSource(
+        "odd", coloured.pixels, labels=coloured.labels, classes=("caf\udce9", "日本"), keys=keys
+    )
+    source.broken = frozenset({2})
+    for name in ("f.parquet", "f.npz"):
+        extracted = embed(FakeBackbone(), CARD, source, out=tmp_path / name)
+        assert list(extracted.unreadable) == ["\udcff/c.png"]
+    assert escaped_names(source, extracted) == ["b\\xff.png", "caf\\xe9"]
+    table = pq.read_table(tmp_path / "f.parquet")
+    assert table["file"].to_pylist() == ["a.png", "b\\xff.png", "日本.png"]
+    assert table["label"].to_pylist() == ["caf\\xe9", "caf\\xe9", "日本"]
+    with np.load(tmp_path / "f.npz") as saved:
+        assert saved["files"].tolist() == ["a.png", "b\\xff.png", "日本.png"]
+        assert saved["classes"].tolist() == ["caf\\xe9", "日本"]
+
+
+def test_out_is_tried_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WriteError, match="is no folder"):
+        embed(None, CARD, None, out=tmp_path / "file" / "f.npz")  # type: ignore[arg-type]

@@ -173,6 +173,12 @@ def test_a_line_of_the_confusion_is_a_true_class(tmp_path: Path) -> None:
     assert blue.mean(0)[1] > width / 2  # right
 
 
+def test_class_names_that_are_no_formula_and_no_text(tmp_path: Path) -> None:
+    names = ["a$b_{", "$x^", "new\nline", "caf\udce9", "\x1b[31m"]
+    confusion_picture(np.eye(5), names, tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 1000
+
+
 def test_a_confusion_must_fit_its_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="3 x 3, not"):
         confusion_picture(np.zeros((2, 2)), list("abc"), tmp_path / "c.png")

@@ -15,7 +15,7 @@ from belvedere.commands.options import (
 )
 from belvedere.commands.stages import Stages, tell_remarks
 from belvedere.core.errors import EXIT_DONE
-from belvedere.core.log import output, warn
+from belvedere.core.log import output, say, warn
 
 _DESCRIPTION = """\
 Write the features of every image, with its file name, to FILE: NumPy (.npz) or Parquet (.parquet).
@@ -46,8 +46,9 @@ def run(args: argparse.Namespace) -> int:
     """Extract the features and write the file."""
     refuse_torchrun("embed")
     from belvedere.data.sources import open_source
+    from belvedere.data.sources.labels import named_few
     from belvedere.data.sources.ranged import refuse_range_without_effect
-    from belvedere.eval.embed import check_out, embed
+    from belvedere.eval.embed import check_out, embed, escaped_names
     from belvedere.train.session import choose_device
     from belvedere.zoo.load import load
 
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
         warn(f"{key} cannot be read and has no row: {reason}")
     if len(extracted.unreadable) > 5:
         warn(f"and {len(extracted.unreadable) - 5} more images that cannot be read")
+    if odd := escaped_names(source, extracted):
+        say(f"{len(odd)} names are not UTF-8; such bytes are written as \\xNN: {named_few(odd)}")
     rows, columns = extracted.features.shape
     output(f"{args.out}: {rows} images, {columns} features each")
     return EXIT_DONE

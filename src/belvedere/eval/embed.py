@@ -79,6 +79,12 @@ def write_features(out: Path, extracted: Extracted, source: Source) -> None:
             _write_parquet(temporary, features, files, labels, classes)
 
 
+def escaped_names(source: Source, extracted: Extracted) -> list[str]:
+    """The names of rows, and of classes, that are not UTF-8, as they are written."""
+    names = [*(source.key(int(i)) for i in extracted.index), *source.classes]
+    return [written for name in names if (written := _valid_text(name)) != name]
+
+
 def _write_npz(
     path: Path,
     features: NDArray[np.float32],

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from belvedere.core.log import visible
 from belvedere.viz.figure import INK, MUTED, drawn, without_ticks
 
 _MOST_NUMBERS = 25  # classes up to which cells show their count
@@ -51,12 +52,14 @@ def _name_classes(axes: Axes, class_names: Sequence[str], *, upright: bool) -> N
     places = range(0, len(class_names), every)
     names = [_shortened(class_names[place]) for place in places]
     size = 10 if len(names) <= _MOST_NUMBERS else 6
-    axes.set_xticks(places, names, fontsize=size, rotation=90 if upright else 0)
-    axes.set_yticks(places, names, fontsize=size)
+    # a name is a name: with two dollar signs it is no formula
+    axes.set_xticks(places, names, fontsize=size, rotation=90 if upright else 0, parse_math=False)
+    axes.set_yticks(places, names, fontsize=size, parse_math=False)
     axes.tick_params(length=0)
 
 
 def _shortened(name: str) -> str:
+    name = visible(name)
     return name if len(name) <= 24 else f"{name[:23]}…"
 
 
