@@ -225,7 +225,9 @@ def test_copies_are_left_out_of_training_when_asked(tmp_path: Path, capsys: Said
     found = report(tmp_path)
     assert (found["training"]["images"], found["scored"], found["copies"]["left_out"]) == (5, 11, 3)
     assert found["knn"]["copies"] == 0
-    assert "3 images of --data are scored too and were not trained on" in words_of(capsys.readouterr().out)
+    assert "images of --data that are scored too, not trained on (--leave-out-copies): 3" in words_of(
+        capsys.readouterr().out
+    )
     assert run(tmp_path, data, "--val", data, "--leave-out-copies") == 1
     assert "leaves none to train on" in capsys.readouterr().err
 
@@ -285,10 +287,10 @@ def test_what_takes_no_part_is_named(tmp_path: Path, capsys: Said) -> None:
     assert found["only_in_training"] == ["green"]
     out = capsys.readouterr().out
     said = words_of(out)
-    assert "1 images of --data have no label and take no part: loose.png" in said
-    assert "1 images of --val have no label and take no part: loose.png" in said
+    assert "images of --data without a label, not used: 1 (loose.png)" in said
+    assert "images of --val without a label, not used: 1 (loose.png)" in said
     assert "classes of which no image is scored: green" in said
-    assert "1 images of --val cannot be read and were left out, first: red/broken.png" in said
+    assert "images of --val that cannot be read, not used: 1 (red/broken.png)" in said
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -296,7 +298,7 @@ def test_images_to_predict_that_were_trained_on_are_counted(tmp_path: Path, caps
     data = photos(tmp_path / "photos")
     assert run(tmp_path, data, "--predict", data / "red") == 0
     assert report(tmp_path)["predict"]["trained_on"] == 4
-    assert "4 of the predicted images are among those trained on" in words_of(capsys.readouterr().out)
+    assert "predicted images that are equal to images trained on: 4" in words_of(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +452,7 @@ def test_predicted_labels_are_never_scored(tmp_path: Path, capsys: Said) -> None
     assert f"{table} holds only labels that were predicted" in capsys.readouterr().err
     # trained on, where others are scored
     assert run(tmp_path, flat, "--labels", table, "--val", data, "--shots", "1", protocols="logistic") == 0
-    assert "2 labels were predicted and are trained on, though no person gave them" in capsys.readouterr().err
+    assert "predicted labels that are trained on, though no person gave them: 2" in capsys.readouterr().err
     assert report(tmp_path)["training"]["images"] == 2
     # a person has checked them
     table.write_text(table.read_text().replace("yes\n", "no\n"))

@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from belvedere.core.errors import DataError
-from belvedere.data.sources import Source, from_list, open_source, with_labels
+from belvedere.data.sources import Source, from_list, open_source, read, with_labels
+from belvedere.data.sources.lookup import look_up
+from belvedere.data.sources.names import encode_path
+from belvedere.data.sources.places import places
 
 NAMES = ("a.png", "b c.png", "d,e.png", "f;g.png", "new\nline.png", "sub/x.png", "other/x.png", "é.png")
 
@@ -123,11 +126,11 @@ def test_what_a_table_holds_and_nobody_uses_is_said(
     with_labels(source, table)
     said = capsys.readouterr().err
     assert "columns that are not read: note" in said
-    assert "1 lines repeat an earlier one with the same label: 'a.png' (line 3)" in said
-    assert "1 labels were predicted and are not used: no predicted label is scored: sub/x.png" in said
+    assert "lines that repeat an earlier one: 1 ('a.png' (line 3))" in said
+    assert "predicted labels are never scored; not used: 1 (sub/x.png)" in said
     assert "labels 1 of 9 images; the others have no label: b c.png" in said
     assert labels(with_labels(source, table, use_predicted=True)) == {"a.png": "cat", "sub/x.png": "dog"}
-    assert "1 labels were predicted and are trained on, though no person gave them" in capsys.readouterr().err
+    assert "predicted labels that are trained on, though no person gave them: 1" in capsys.readouterr().err
 
 
 LISTS = {
@@ -192,3 +195,22 @@ def test_a_list_that_cannot_be_read_is_named(source: Source, tmp_path: Path) -> 
     for name in ("nothing.txt", "."):
         with pytest.raises(DataError, match=r"cannot be read: (No such file|Is a directory)"):
             from_list(source, tmp_path / name)
+
+
+def test_names_that_the_locale_lacks_are_found_on_the_disk(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ascii_only(name: str) -> bytes:
+        return name.encode("ascii", "surrogateescape")
+
+    at = [source.key(index) for index in range(len(source))].index("é.png")
+    monkeypatch.setattr(os, "fsencode", ascii_only)
+    assert encode_path("/photos/é\udcff.png") == "/photos/é".encode() + b"\xff.png"
+    assert read(source, at).shape == (4, 4, 3)
+    assert places(source, np.array([at]))[0] is not None
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "\0", "x/../a.png"])
+def test_names_that_no_file_can_have(source: Source, tmp_path: Path, name: str) -> None:
+    found = look_up(source, [name], folder=tmp_path)
+    assert found == [[]]

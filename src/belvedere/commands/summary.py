@@ -74,16 +74,16 @@ def _notes(report: Mapping[str, Any]) -> Iterator[str]:
         named = ", ".join(f"{name} {number}" for name, number in counts[:10] if number)
         yield f"predicted labels of {part['images']} images: {named}"
         if part["trained_on"]:
-            yield f"{part['trained_on']} of the predicted images are among those trained on"
+            yield f"predicted images that are equal to images trained on: {part['trained_on']}"
 
 
 def _not_used(report: Mapping[str, Any]) -> Iterator[str]:
     """Images and classes that were read and take no part."""
     for where, part in report["unlabelled"].items():
         named = named_few(part["first"], of=part["images"])
-        yield f"{part['images']} images of --{where} have no label and take no part: {named}"
+        yield f"images of --{where} without a label, not used: {part['images']} ({named})"
     for where, files in report["unreadable"].items():
-        yield f"{len(files)} images of --{where} cannot be read and were left out, first: {next(iter(files))}"
+        yield f"images of --{where} that cannot be read, not used: {len(files)} ({named_few(list(files))})"
     empty = [name for name, number in report["training"]["classes"].items() if not number]
     if empty:
         yield f"classes without a labelled image in --data: {named_few(empty)}"
@@ -99,9 +99,9 @@ def _copies(report: Mapping[str, Any]) -> Iterator[str]:
     copies = report["copies"]
     left_out = copies["left_out"]
     if report["val"] is not None and left_out:
-        yield f"{left_out} images of --data are scored too and were not trained on (--leave-out-copies)"
+        yield f"images of --data that are scored too, not trained on (--leave-out-copies): {left_out}"
     elif left_out:
-        yield f"{left_out} images of --data are equal to others of it and took no part (--leave-out-copies)"
+        yield f"images of --data that are equal to others of it, not used (--leave-out-copies): {left_out}"
     if not copies.get("images"):
         return
     conflicts = copies["conflicting_groups"]

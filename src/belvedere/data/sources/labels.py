@@ -204,17 +204,15 @@ def _tell(
         say(f"{path.name}: columns that are not read: {named_few(reading.unused)}")
     if repeats:
         files = [f"{line.file!r} (line {line.line})" for line in repeats]
-        say(
-            f"{path.name}: {len(repeats)} lines repeat an earlier one with the same label: {named_few(files)}"
-        )
+        say(f"{path.name}: lines that repeat an earlier one: {len(repeats)} ({named_few(files)})")
     if predicted:
         keys = named_few([source.key(index) for index in predicted])
         use = (
-            "are trained on, though no person gave them"
+            "that are trained on, though no person gave them"
             if use_predicted
-            else "are not used: no predicted label is scored"
+            else "are never scored; not used"
         )
-        warn(f"{path.name}: {len(predicted)} labels were predicted and {use}: {keys}")
+        warn(f"{path.name}: predicted labels {use}: {len(predicted)} ({keys})")
     rest = [source.key(index) for index in range(len(source)) if index not in kept]
     if rest:
         say(

@@ -7,6 +7,7 @@ import stat
 
 from belvedere.core.files import readable_size
 from belvedere.data.decode import UnreadableImage
+from belvedere.data.sources.names import encode_path
 
 LARGEST_BYTES = 1 << 30
 """A file that is larger is refused before it is read."""
@@ -19,7 +20,9 @@ def read_file(path: str, key: str) -> bytes:
     folders.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its writer
+        handle = os.open(
+            encode_path(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        )  # a pipe would wait for its writer
         try:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):

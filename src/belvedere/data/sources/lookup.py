@@ -68,7 +68,7 @@ def _meant(form: str, named: dict[str, list[str]], starts: list[str], roots: lis
         return []
     joined = _joined(form)
     paths = {os.path.normpath(os.path.join(start, form)) for start in starts}
-    paths |= {os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in paths}
+    paths |= {os.path.join(_real(os.path.dirname(path)), os.path.basename(path)) for path in paths}
     rules = (
         lambda key: key == form,
         lambda key: any(os.path.join(root, key) in paths for root in roots),
@@ -76,6 +76,14 @@ def _meant(form: str, named: dict[str, list[str]], starts: list[str], roots: lis
         lambda key: f"/{_joined(key)}".endswith(f"/{joined}"),
     )
     return next((meant for rule in rules if (meant := [key for key in candidates if rule(key)])), [])
+
+
+def _real(folder: str) -> str:
+    """Without links; as it is where the system can have no such name (a zero byte, a character it lacks)."""
+    try:
+        return os.path.realpath(folder)
+    except ValueError:
+        return folder
 
 
 def _last(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections.abc import Iterable, Iterator
 
@@ -32,6 +33,18 @@ class GrowingNames:
     def __getitem__(self, row: int) -> str:
         row = row if row >= 0 else len(self) + row
         return self._block[self._ends[row] : self._ends[row + 1]].decode("utf-8", "surrogateescape")
+
+
+def encode_path(path: str) -> bytes:
+    """The bytes by which the system knows a path made of names that `Names` has kept.
+
+    Names are kept as UTF-8, so where the locale's encoding is another one (LC_ALL=C without Python's UTF-8
+    mode) a name may hold characters that it lacks.
+    """
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError:
+        return encode_name(path)
 
 
 class Names:

@@ -13,6 +13,7 @@ from belvedere.data.sources.folder import FolderSource
 from belvedere.data.sources.indexed import IndexedSource
 from belvedere.data.sources.listing import ListSource
 from belvedere.data.sources.mixed import Mixed
+from belvedere.data.sources.names import encode_path
 from belvedere.data.sources.source import Selected, Source
 
 
@@ -51,7 +52,7 @@ def _of_file(folder: str, key: str) -> Hashable | None:
     if is_url(key):
         return key
     try:
-        status = os.stat(folder + key if not os.path.isabs(key) else key)
-    except OSError:  # it cannot be read either, which is told of there
+        status = os.stat(encode_path(os.path.join(folder, key)))
+    except (OSError, ValueError):  # it cannot be read either, which is told of there
         return None
     return status.st_dev, status.st_ino
