@@ -209,6 +209,9 @@ class MethodOptions(Settings):
     them all (0: it holds them all)."""
 
     prototypes_key: ClassVar[str] = "method.prototypes"
+    head_views: ClassVar[int] = 1
+    """How many views of an image go through a head together in its smallest pass: rows for a BatchNorm there,
+    which needs 2."""
     chunk_tables: ClassVar[int] = 0
     name: str
 

@@ -12,7 +12,7 @@ from typing import Any
 from belvedere.data.spec import ViewSpec, mistakes_between
 from belvedere.methods.method import MethodOptions
 from belvedere.methods.pages import page
-from belvedere.nn.spec import BackboneSpec, FeatureSpec, HeadSpec
+from belvedere.nn.spec import BackboneSpec, FeatureSpec
 from belvedere.optim.spec import AnyOptimSpec, Range
 from belvedere.recipe.explain import did_you_mean
 from belvedere.recipe.schema import InitSpec, Published, Recipe, RunSpec, TrainSpec
@@ -124,7 +124,7 @@ def _batch_norm(method: MethodOptions, backbone: BackboneSpec, train: TrainSpec)
     """BatchNorm needs more than one image, and its groups need a BatchNorm."""
     head = getattr(method, "head", None)
     in_head, in_backbone = getattr(head, "batch_norm", False), backbone.has_batch_norm
-    if train.global_batch < 2 and (in_backbone or (isinstance(head, HeadSpec) and in_head)):
+    if train.global_batch < 2 and (in_backbone or (in_head and method.head_views < 2)):
         key = "the backbone's BatchNorm" if in_backbone else "method.head.batch_norm"
         words = (
             f"{train.global_batch} is too small for {key}, which needs the statistics of at least 2 images"

@@ -42,15 +42,19 @@ def _batch(recipe: Recipe, num_images: int, world_size: int) -> list[Finding]:
 
 
 def _batch_norm(recipe: Recipe, world_size: int) -> list[Finding]:
-    """Groups of processes are of equal size, and BatchNorm in a backbone sees 2 images at least."""
+    """Groups of processes are of equal size, and a BatchNorm sees 2 rows at least."""
     group, batch = recipe.train.batch_norm_group, recipe.train.global_batch // world_size
     if group is not None and world_size % group:
         fit = ", ".join(str(size) for size in range(1, world_size + 1) if world_size % size == 0)
         words = f"{group} cannot share out {world_size} processes; give null (all together) or one of {fit}"
         return [(("train", "batch_norm_group"), words)]
+    together = group or world_size
+    in_head = getattr(getattr(recipe.method, "head", None), "batch_norm", False)
+    if in_head and together * batch * recipe.method.head_views < 2 <= recipe.train.global_batch:
+        words = f"{group} leaves 1 image to each BatchNorm of the head, which needs 2; give null, or set "
+        return [(("train", "batch_norm_group"), f"{words}method.head.batch_norm to false")]
     if not recipe.backbone.has_batch_norm:
         return []
-    together = group or world_size
     if together * batch < 2:
         words = f"{group} leaves 1 image to each of the backbone's BatchNorms, which need 2; give null"
         return [(("train", "batch_norm_group"), words)]

@@ -39,6 +39,9 @@ class ClusteredOptions(MethodOptions):
         rows, most = extent.steps_per_epoch * extent.global_batch, max(self.prototypes)
         if most <= rows:
             return []
+        if rows < 2:
+            words = f"{most} prototypes for 1 image: there must be at least 2 of both; give more images"
+            return [("method.prototypes", words)]
         words = f"{most} prototypes cannot be shared out among the {rows} images of an epoch; set each to "
         return [("method.prototypes", words + f"at most {rows}, or give more images")]
 

@@ -35,6 +35,7 @@ class Options(MethodOptions):
     for each task."""
 
     prototypes_key: ClassVar[str] = "method.head.out"
+    head_views: ClassVar[int] = 2
     chunk_tables: ClassVar[int] = 4
 
     name: Literal["esvit"]

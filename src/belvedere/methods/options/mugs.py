@@ -64,6 +64,7 @@ class Options(MethodOptions):
     rate, for the layer that embeds patches."""
 
     prototypes_key: ClassVar[str] = "method.group.head.out"
+    head_views: ClassVar[int] = 2
     chunk_tables: ClassVar[int] = 4
 
     name: Literal["mugs"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from belvedere.core.settings import Settings
 from belvedere.engine.remedy import Remedy
@@ -35,6 +35,8 @@ class Options(MethodOptions):
     """assign: the views that give targets, by number (from 0, global views first). temperature: of every
     prediction. epsilon: of Sinkhorn; smaller is sharper. freeze_prototypes_steps: how many steps leave the
     prototypes as they began, but for their length."""
+
+    head_views: ClassVar[int] = 2
 
     name: Literal["swav"]
     prototypes: Prototypes

@@ -95,7 +95,7 @@ class WeightNormHeadSpec(Settings):
 
     hidden: Count
     bottleneck: Count
-    out: Count
+    out: Annotated[int, Field(ge=2)]
     layers: Count
     batch_norm: bool
     norm_last_layer: bool
