@@ -262,6 +262,13 @@ def test_names_that_are_not_utf8_and_values_of_twelve_bits_from_end_to_end(
     assert "trained with data.range [0, 4095]" in " ".join(capsys.readouterr().err.split())
     one, other = (np.load(tmp_path / name) for name in ("f.npz", "g.npz"))
     assert not np.array_equal(one["features"], other["features"])
+    assert (
+        main(
+            ["evaluate", str(run), "--data", str(folder), "--protocols", "knn", "--out", str(tmp_path / "e")]
+        )
+        == 0
+    )
+    assert json.loads((tmp_path / "e" / "report.json").read_text())["range"] == [0.0, 4095.0]
     rows = parquet.read_table(tmp_path / "f.parquet").to_pydict()
     assert rows["file"] == one["files"].tolist()
     assert rows["file"][0] == r"a\xe9/00\xff.png"

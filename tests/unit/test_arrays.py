@@ -13,6 +13,7 @@ from belvedere.data.sources import mapped, open_source, subset
 from belvedere.data.sources.arrays import open_array, open_loaded_array
 from belvedere.data.sources.ranged import refuse_range_without_effect
 from belvedere.data.sources.source import ArraySource, Numbered, Source, read
+from belvedere.data.spec import Part
 
 RNG = np.random.default_rng(0)
 
@@ -127,6 +128,22 @@ def test_a_range_makes_images_of_arrays_of_other_types(tmp_path, dtype, where):
     refuse_range_without_effect(source, (0, 4095))  # it has one
     assert read(source, 1).shape == (4, 5, 3)
     assert read(subset(source, [2]), 0).max() == 51
+
+
+def test_a_range_reaches_arrays_behind_a_url_in_a_path_and_in_parts(tmp_path):
+    array = np.full((3, 40, 50), 4095, np.uint16)
+    array[0] = 0
+    path = saved(tmp_path / "set.npy", array)
+    opened = [
+        open_source(Path(path), value_range=(0, 4095)),
+        open_source(f"file://{path}", value_range=(0, 4095)),
+        open_source([Part(path=path), Part(path=path, weight=2.0)], value_range=(0, 4095)),
+    ]
+    for source in opened:
+        assert [int(read(source, index).max()) for index in range(3)] == [0, 255, 255]
+        refuse_range_without_effect(source, (0, 4095))
+    with pytest.raises(DataError, match=r"data\.split is 'train'"):
+        open_source(path, split="train", value_range=(0, 4095))
 
 
 def test_values_outside_a_range_are_cut_and_none_are_said(tmp_path, capsys):

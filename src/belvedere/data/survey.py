@@ -23,6 +23,7 @@ from belvedere.data.decode import FORMATS, Pixels, UnreadableImage, open_image
 from belvedere.data.duplicates import THUMB_PX
 from belvedere.data.levels import Values
 from belvedere.data.sources.source import Source, value_range_of
+from belvedere.data.tiff import layout_of
 
 HASH = "BLAKE2b, 128 bits"
 ARRAY = "array"
@@ -237,6 +238,8 @@ def _format(stored: bytes | Pixels) -> str:
     """`JPEG`, `PNG` and so on, as the bytes have it, whatever the file is called; empty when unknown."""
     if isinstance(stored, np.ndarray):
         return ARRAY
+    if stored[:2] in (b"II", b"MM") and layout_of(stored) is not None:  # Pillow does not know them all
+        return "TIFF"
     try:
         with Image.open(io.BytesIO(stored), formats=FORMATS) as image:
             return image.format or ""

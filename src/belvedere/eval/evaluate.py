@@ -197,6 +197,7 @@ def evaluate(
     """
     options = options or Options()
     source, val = as_source(source), None if val is None else as_source(val)
+    unlabelled = None if unlabelled is None else as_source(unlabelled)
     if list_name is not None and val is None:
         raise EvaluationError(
             "a fixed list (--subset) needs images to score: other labelled images, or --val"

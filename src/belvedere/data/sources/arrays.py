@@ -59,16 +59,23 @@ def open_array(path: str | Path, split: str | None, *, value_range: Range | None
     )
 
 
-def open_loaded_array(content: bytes, split: str | None, where: str) -> Source:
+def open_loaded_array(
+    content: bytes, split: str | None, where: str, *, value_range: Range | None = None
+) -> Source:
     """The images of a .npy or .npz file whose bytes are at hand, by the same rules; where: its path."""
     images = _load(io.BytesIO(content), where)
     if not isinstance(images, np.ndarray):
-        return _of_npz(images, split, where)
+        return _of_npz(images, split, where, value_range)
     _refuse_split(split, where)
-    pixels = checked_pixels(images, where)
-    stem = Path(where).stem
-    keys = Numbered(f"{stem}/", len(pixels))
-    return ArraySource(stem, pixels, labels=_unlabelled(len(pixels)), classes=(), keys=keys)
+    pixels = checked_pixels(images, where, value_range=value_range)
+    return ArraySource(
+        Path(where).stem,
+        pixels,
+        labels=_unlabelled(len(pixels)),
+        classes=(),
+        keys=Numbered(f"{Path(where).stem}/", len(pixels)),
+        scaled_from=_scaled_from(images),
+    )
 
 
 def _load(file: Path | io.BytesIO, where: str = "") -> Any:

@@ -66,12 +66,12 @@ def open_source(
     a path that is missing, empty, of no kind known, or that does not have the split or the column.
     """
     chosen = _Chosen(split, label, image)
-    if value_range is not None:
-        return _open_ranged(path, chosen, value_range=value_range)
     if split is not None and split not in SPLITS:
         raise DataError(f"data.split is {split!r}; it must be train, test or null")
     if isinstance(path, Path):
         path = str(path)
+    if value_range is not None:
+        return _open_ranged(path, chosen, value_range=value_range)
     if not isinstance(path, str):
         return _open_parts(path, chosen) if _are_parts(path) else _given(path, chosen)
     if path.startswith(GIVEN):
@@ -106,9 +106,10 @@ def _open_ranged(path: Any, chosen: _Chosen, *, value_range: Range) -> Source:
     """The same with a range of values, which arrays of other types than uint8 need when they are opened."""
     if _are_parts(path):
         source: Source = _open_parts(path, chosen, value_range=value_range)
-    elif isinstance(path, str) and path.lower().endswith((".npy", ".npz")) and not is_url(path):
+    elif isinstance(path, str) and path.lower().endswith((".npy", ".npz")) and not Path(path).is_dir():
         no_choice(path, label=chosen.label, image=chosen.image, why=OF_ARRAY)
-        source = open_array(path, chosen.split, value_range=value_range)
+        opener = open_remote if is_url(path) else open_array
+        source = opener(path, chosen.split, value_range=value_range)
     else:
         source = open_source(path, split=chosen.split, label=chosen.label, image=chosen.image)
     return with_range(source, value_range)

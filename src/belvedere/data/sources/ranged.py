@@ -29,7 +29,7 @@ def with_range(source: Source, value_range: Range | None) -> Source:
 
 def refuse_range_without_effect(source: Source, value_range: Range) -> None:
     """Raise DataError where no image has more than eight bits, as far as a sample spread over them shows."""
-    if isinstance(source, ArraySource) and source.scaled_from is not None:
+    if _holds_scaled(source):
         return
     tried = 0
     for index in np.unique(np.linspace(0, len(source) - 1, min(_TRIED, len(source))).astype(np.int64)):
@@ -44,3 +44,10 @@ def refuse_range_without_effect(source: Source, value_range: Range) -> None:
             f"data.range is [{value_range[0]:g}, {value_range[1]:g}], which has no effect: none of {tried} "
             f"images tried in {source.name!r} has more than 8 bits; leave it out"
         )
+
+
+def _holds_scaled(source: Source) -> bool:
+    """Whether a source is an array that was scaled when it was opened, or has one as a part."""
+    parts: tuple[Source, ...] = getattr(source, "parts", ())
+    own = isinstance(source, ArraySource) and source.scaled_from is not None
+    return own or any(map(_holds_scaled, parts))

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from belvedere.core.errors import DataError
+from belvedere.data.levels import Range
 from belvedere.data.sources.access import ReadError, fetched_whole, file_system, is_url
 from belvedere.data.sources.archives import open_zip
 from belvedere.data.sources.arrays import open_loaded_array
@@ -29,12 +30,18 @@ __all__ = ["BY_FOLDER", "OF_ARRAY", "is_url", "open_remote"]
 
 
 def open_remote(
-    path: str, split: str | None, *, label: str | None = None, image: str | None = None
+    path: str,
+    split: str | None,
+    *,
+    label: str | None = None,
+    image: str | None = None,
+    value_range: Range | None = None,
 ) -> Source:
     """The images behind a URL (`s3://`, `gs://`, `https://`, `file://` and whatever else fsspec knows).
 
     .zip, .tar (also a glob or braces), .parquet (also a glob), .npy and .npz by their names; anything else is
-    a folder of images or of Parquet or tar files. Raises DataError, or MissingPackageError for a protocol
+    a folder of images or of Parquet or tar files. value_range: for arrays, which may have other types than
+    uint8 then. Raises DataError, or MissingPackageError for a protocol
     whose package is not installed.
     """
     name = path.rstrip("/").lower()
@@ -49,7 +56,7 @@ def open_remote(
     if name.endswith((".npy", ".npz")):
         no_choice(path, label=label, image=image, why=OF_ARRAY)
         try:
-            return open_loaded_array(fetched_whole(path), split, path)
+            return open_loaded_array(fetched_whole(path), split, path, value_range=value_range)
         except ReadError as error:
             raise DataError(f"data.path: {error}") from error
     return _open_folder(path.rstrip("/"), split, label=label, image=image)
