@@ -21,7 +21,7 @@ TINY = [name for name in recipe_names() if name.startswith("tiny/")]
 # Reading a key here does not make it count: these validate, compare, save or print it.
 _ONLOOKERS = ("pydantic", "belvedere.recipe.", "belvedere.commands.", "belvedere.viz.")
 _ACTING = ("belvedere.recipe.plan",)  # all of it but:
-_ONLOOKING_FUNCTIONS = {"table", "to_dict", "_warnings", "_fits", "mistakes", "_ordered", "_is_a_path"} | {
+_ONLOOKING_FUNCTIONS = {"table", "to_dict", "_warnings", "contradictions", "mistakes", "_is_a_path"} | {
     "misfits",
     "remarks",
     "doubts",
@@ -86,9 +86,9 @@ def _is_a_tag(recipe: Recipe, path: tuple[str, ...]) -> bool:
 
 
 def unread(recipe: Recipe, read: set[tuple[str, ...]]) -> list[str]:
-    """Dotted keys that nobody acted on. `published` is for people; the pooled output leaves no choice of
-    blocks and norm."""
-    keys = {path for path, _ in flat(recipe.model_dump()) if path[0] != "published"}
+    """Dotted keys that nobody acted on. `published` and `measured` are for people; the pooled output leaves no
+    choice of blocks and norm."""
+    keys = {path for path, _ in flat(recipe.model_dump()) if path[0] not in ("published", "measured")}
     if recipe.features.source == "pooled":
         keys -= {("features", "blocks"), ("features", "norm")}
     return sorted(".".join(path) for path in keys - read if not _is_a_tag(recipe, path))

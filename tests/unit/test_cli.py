@@ -24,7 +24,10 @@ from belvedere.commands.options import count, counts
 from belvedere.commands.pretrain import command_line
 from belvedere.core.errors import DataError, NonFiniteError, UsageError
 from belvedere.core.files import sha256, write_yaml
+from belvedere.methods.pages import method_names
 from belvedere.nn.build import build
+from belvedere.recipe.checks import flat
+from belvedere.recipe.keys import all_keys
 from belvedere.recipe.load import load_recipe
 from belvedere.recipe.shipped import recipe_names, recipe_text
 from belvedere.zoo.cards import CARD_NAME, Card
@@ -348,13 +351,97 @@ def test_lists_of_numbers() -> None:
 # Recipes
 
 
-def test_recipes_lists_each_on_a_line_of_its_own(capsys: Capture) -> None:
-    assert main(["recipes"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert [row[0] for row in rows[2:]] == list(recipe_names())
-    for row in rows[2:]:
+def listed(capsys: Capture, *words: str) -> list[list[str]]:
+    """The cells of `belvedere recipes ...`, without the header."""
+    assert main(["recipes", *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    return [line.split() for line in lines[1:]]
+
+
+def test_recipes_lists_each_on_a_line_of_80_columns(capsys: Capture) -> None:
+    rows = listed(capsys)
+    assert [row[0] for row in rows] == list(recipe_names())
+    for row in rows:
         recipe = load_recipe(row[0])
-        assert row[1:3] == [str(recipe.train.epochs), str(recipe.train.global_batch)]
+        assert f"{recipe.train.epochs} {recipe.train.global_batch}" in " ".join(row)
+        for score in list((recipe.published.accuracy if recipe.published else {}).values())[:1]:
+            assert f"{score:.1f}" in row
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("--method msn --size base", {"msn/vitb16", "msn/vitb4", "msn/vitb8"}),
+        ("--method swav --data small", {"swav/fashion", "tiny/swav"}),
+        ("--data webvision", {"esvit/swin-tiny-w7-webvision"}),
+        ("--data imagenet-22k", {"esvit/swin-tiny-w7-imagenet22k"}),
+        ("--data open-images", {"esvit/swin-tiny-w7-openimages"}),
+        ("--backbone cvt", {"esvit/cvt-w7", "esvit/cvt-w7-region"}),
+        ("--data fashion-mnist --backbone vit", {"msn/fashion", "mugs/fashion"}),
+        ("--size large --method msn", {"msn/vitl16", "msn/vitl7"}),
+        ("--data digits", {f"tiny/{method}" for method in method_names()}),
+    ],
+)
+def test_the_list_of_recipes_is_narrowed(words: str, names: set[str], capsys: Capture) -> None:
+    assert {row[0] for row in listed(capsys, *words.split())} == names
+    assert main(["recipes", *words.split(), "--json"]) == 0
+    assert {one["name"] for one in json.loads(capsys.readouterr().out)} == names
+
+
+def test_sizes_and_data_share_out_all_recipes(capsys: Capture) -> None:
+    for option, values in (("--size", "tiny small base large"), ("--data", "imagenet small webvision "
+                           "open-images imagenet-22k"), ("--method", " ".join(method_names()))):  # fmt: skip
+        parts = [{row[0] for row in listed(capsys, option, value)} for value in values.split()]
+        assert sum(map(len, parts)) == len(recipe_names())
+        assert set().union(*parts) == set(recipe_names())
+
+
+def test_every_key_says_what_it_means(capsys: Capture) -> None:
+    keys = all_keys()
+    assert [key.key for key in keys if len(key.about) < 10 or not key.allowed] == []
+    there = {path for name in recipe_names() for path, _ in flat(load_recipe(name).model_dump())}
+    told = {key.key for key in keys}
+    for path in there:
+        named = [*path]
+        if path[0] == "views":
+            named[1] = "ROLE"
+        if path[:2] in (("published", "accuracy"), ("published", "unknown")):
+            named = named[:2]
+        assert ".".join(named) in told
+    assert {"data.path[i].weight", "init.from", "run.sinks", "run.keep_last"} <= told
+
+
+def test_keys_are_printed_in_80_columns(capsys: Capture) -> None:
+    assert main(["recipes", "--keys"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len([line for line in lines if not line.startswith(" ")]) == len(all_keys())
+    for prefix in ("run.sinks", "sinks"):
+        assert main(["recipes", "--keys", prefix]) == 0
+        assert capsys.readouterr().out == (
+            "run.sinks\n    Where metrics go beside metrics.jsonl; each needs its package.\n"
+            "    a list, each item one of tensorboard, wandb; default: []\n"
+        )
+    assert main(["recipes", "--keys", "views.global.px", "--json"]) == 0
+    (px,) = json.loads(capsys.readouterr().out)
+    assert (px["key"], px["default"], px["of"]) == ("views.ROLE.px", None, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--keys zzz", "no key of a recipe begins with"),
+        ("--keys run --size tiny", "--size has no effect beside --keys"),
+        ("msn/vits16 --json", "--json has no effect beside NAME"),
+        ("msn/vits16 --keys", "NAME has no effect beside --keys"),
+        ("--method msn --backbone swin", "no shipped recipe has --method msn --backbone swin"),
+        ("--data cifar", "invalid choice"),
+    ],
+)
+def test_what_cannot_be_listed_is_refused(words: str, told: str, capsys: Capture) -> None:
+    assert main(["recipes", *words.split()]) == 2
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["", ".yaml"])

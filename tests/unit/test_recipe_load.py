@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from belvedere.core.errors import RecipeError
+from belvedere.data.spec import DataSpec
 from belvedere.recipe.load import difference, dump, load_recipe, read_recipe, recipe_hash
 from belvedere.recipe.shipped import recipe_names, recipe_text
 
@@ -248,8 +249,8 @@ def test_all_mistakes_of_a_file_at_once_each_with_its_line(tmp_path: Path) -> No
         f"  {file}:{anchor + 2}: views.anchor.px: {no_patches}",
         f"  {file}:{line_of(file, 'fokal:')}: views.fokal: msn has no view of this name; did you mean focal? "
         "(its views: target, anchor, focal)",
-        f"  {file}:{line_of(file, 'extra:')}: data.extra: unknown key (keys here: path, split, mean, std, "
-        "max_bad_share, range, label, image)",
+        f"  {file}:{line_of(file, 'extra:')}: data.extra: unknown key (keys here: "
+        f"{', '.join(DataSpec.model_fields)})",
         f"  {file}:{line_of(file, 'global_batch: 64')}: train.global_batch: given twice, in lines "
         f"{line_of(file, 'global_batch: 128')} and {line_of(file, 'global_batch: 64')}",
         f"  {file}:{line_of(file, 'crop_px:')}: features.crop_px: {no_patches}",

@@ -214,16 +214,6 @@ def test_the_catalogue_is_what_the_recipes_say() -> None:
     assert len(files) == len(set(files))
 
 
-def test_the_table_lists_every_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["zoo"]) == 0
-    shown = capsys.readouterr().out
-    lines = {line.split()[0]: line for line in shown.splitlines() if "/" in line}
-    assert set(lines) >= {entry.name for entry in entries()}
-    assert "CC-BY-NC-4.0" in lines["msn/vits16"]
-    assert "76.9" in lines["msn/vits16"]
-    assert "https://dl.fbaipublicfiles.com/msn/vits16_800ep.pth.tar" in lines["msn/vits16"]
-
-
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_tables_fit_the_screen(width: int) -> None:
     written = io.StringIO()
@@ -240,19 +230,17 @@ def test_the_tables_fit_the_screen(width: int) -> None:
     assert "esvit: MIT, to be fetched by hand, on Azure" in together
 
 
-def test_a_pipe_gets_whole_lines_with_tabs(
+def test_a_pipe_gets_tables_of_80_columns_with_a_line_for_each_model(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     assert cli.main(["zoo"]) == 0
-    header, *lines = (line.split("\t") for line in capsys.readouterr().out.splitlines())
-    rows = [dict(zip(header, line, strict=True)) for line in lines]
-    assert [row["model"] for row in rows] == [entry.name for entry in entries()]
-    for row, entry in zip(rows, entries(), strict=True):
-        assert row["where"] == (entry.address or entry.place)
-        told = {name: row[name] for name in header[3:-2] if row[name]}
-        assert told == {name: f"{score:.1f}" for name, score in entry.accuracy.items()}
-    assert header[3:5] == ["k-NN", "linear"]
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, map(str.rstrip, shown))) <= 80
+    rows = {line.split()[0]: line for line in shown if "/" in line}
+    for entry in entries():
+        assert all(f"{score:.1f}" in rows[entry.name] for score in entry.accuracy.values())
+    assert "CC-BY-NC-4.0" in "".join(shown)
 
 
 def test_json_has_all_that_is_known(capsys: pytest.CaptureFixture[str]) -> None:

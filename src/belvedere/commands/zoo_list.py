@@ -1,4 +1,4 @@
-"""How `belvedere zoo` shows published models: tables for a person, lines or JSON for a program."""
+"""How `belvedere zoo` shows published models: tables for a person, JSON for a program."""
 
 from __future__ import annotations
 
@@ -28,24 +28,17 @@ Scores are top-1 in percent. `belvedere zoo NAME` tells all of one model, `belve
 --json gives everything to a program."""
 
 
+_PIPED_WIDTH = 80
+
+
 def show(models: Sequence[Entry], screen: Console) -> None:
-    """A table for each system, at most 80 columns wide; where `screen` is no terminal, one line a model."""
+    """A table for each system, at most 80 columns wide, every model on a line of its own, in a pipe too;
+    what a program needs beside that is in `as_json`."""
     if not screen.is_terminal:
-        screen.file.writelines(f"{line}\n" for line in lines(models))  # a console would expand the tabs
-        return
+        screen.width = _PIPED_WIDTH
     for _, group in groupby(models, key=lambda one: one.system):
         _show_system(list(group), screen)
     screen.print(Text(_LEGEND.replace("\n", " ")))
-
-
-def lines(models: Sequence[Entry]) -> Iterator[str]:
-    """Columns parted by tabs, their names first; nothing is cut, and what is not stated is empty."""
-    names = protocols(models)
-    yield "\t".join(("model", "network", "epochs", *names, "licence", "where"))
-    for one in models:
-        scores = (f"{one.accuracy[name]:.1f}" if name in one.accuracy else "" for name in names)
-        where = one.address or one.place
-        yield "\t".join((one.name, short_name(one.backbone), str(one.epochs), *scores, _licence(one), where))
 
 
 def as_json(models: Iterable[Entry]) -> str:

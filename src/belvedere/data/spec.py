@@ -22,17 +22,24 @@ class Jitter(Settings):
     [-x, x] of the colour circle, in a random order, all four with probability `p`."""
 
     p: Probability
+    """Probability that a view is jittered."""
     brightness: Annotated[float, Field(ge=0.0)]
+    """Largest change of the brightness factor from 1."""
     contrast: Annotated[float, Field(ge=0.0)]
+    """Largest change of the contrast factor from 1."""
     saturation: Annotated[float, Field(ge=0.0)]
+    """Largest change of the saturation factor from 1."""
     hue: Annotated[float, Field(ge=0.0, le=0.5)]
+    """Largest shift of the hue, as a share of the colour circle."""
 
 
 class Blur(Settings):
     """Gaussian blur with probability `p` and a radius (standard deviation, pixels) uniform in `radius`."""
 
     p: Probability
+    """Probability that a view is blurred."""
     radius: tuple[Positive, Positive]
+    """Smallest and largest standard deviation of the Gaussian, in pixels."""
 
     def contradictions(self) -> Contradictions:
         if self.radius[0] > self.radius[1]:
@@ -43,10 +50,15 @@ class Photometry(Settings):
     """What happens to a crop after its geometry, in this order: flip, jitter, gray, blur, solarize."""
 
     flip: Probability
+    """Probability of a horizontal flip."""
     jitter: Jitter | None
+    """Colour jitter (null: none)."""
     gray: Probability
+    """Probability that a view is made gray."""
     blur: Blur | None
+    """Gaussian blur (null: none)."""
     solarize: Probability
+    """Probability that values of 128 and more are inverted."""
 
 
 MOST_OPERATIONS = 3
@@ -60,10 +72,15 @@ class RandAugment(Settings):
     """
 
     operations: Annotated[int, Field(ge=1, le=MOST_OPERATIONS)]
+    """How many of the fifteen operations are drawn, all different."""
     p: Share
+    """Probability that a drawn operation is carried out."""
     magnitude: Annotated[float, Field(ge=0.0, le=10.0)]
+    """Mean magnitude of an operation."""
     magnitude_std: Annotated[float, Field(ge=0.0)]
+    """Standard deviation of the magnitude."""
     fill: tuple[Level, Level, Level]
+    """Colour (red, green, blue) of what an operation brings in from outside the image."""
 
 
 class Erasing(Settings):
@@ -75,8 +92,11 @@ class Erasing(Settings):
     """
 
     p: Share
+    """Probability that a box is erased."""
     area: tuple[Share, Share]
+    """Smallest and largest share of the view's area."""
     aspect: tuple[Positive, Positive]
+    """Smallest and largest aspect ratio of the box, height / width."""
 
     def contradictions(self) -> Contradictions:
         for name, (low, high) in (("area", self.area), ("aspect", self.aspect)):
@@ -94,9 +114,13 @@ class Strong(Settings):
     """
 
     p: Share
+    """Probability that a view is made strongly."""
     coin: Literal["image", "view"]
+    """`view`: each view tosses its own coin; `image`: all views of an image share one."""
     randaugment: RandAugment
+    """What changes the whole image before it is cropped."""
     erasing: Erasing | None
+    """What is erased of the view (null: nothing)."""
 
 
 class ViewSpec(Settings):
@@ -108,13 +132,21 @@ class ViewSpec(Settings):
     """
 
     count: Annotated[int, Field(ge=1)]
+    """How many views of this role an image gets."""
     px: Annotated[int, Field(ge=1, le=10**12)]
+    """Side of the square view, in pixels."""
     scale: tuple[Positive, Positive]
+    """Smallest and largest share of the image's area that a crop covers."""
     aspect: tuple[Positive, Positive]
+    """Smallest and largest aspect ratio of a crop, width / height."""
     interpolation: Interpolation
+    """How a crop is resized."""
     photometry: Photometry
+    """What happens to a crop after its geometry."""
     strong: Strong | None = None
+    """When a view is augmented strongly, and how (null: never)."""
     copy_of: str | None = None
+    """The role whose views these are once more, number for number (null: drawn for themselves)."""
 
     @model_serializer(mode="wrap")
     def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -187,10 +219,15 @@ class Part(_Chosen):
     training sees, relative to the other weights; label, image: as in DataSpec."""
 
     path: Annotated[str, Field(min_length=1)]
+    """Where the images are: whatever `data.path` may be but a list."""
     split: Split | None = None
+    """Which part of divided images (null: all)."""
     weight: Positive = 1.0
+    """Share of what training sees, relative to the other weights."""
     label: Annotated[str, Field(min_length=1)] | None = None
+    """The column, key or ending of the labels, where there are several."""
     image: Annotated[str, Field(min_length=1)] | None = None
+    """The column, key or ending of the images, where there are several."""
 
 
 def _kind(path: Any) -> str:
@@ -221,13 +258,22 @@ class DataSpec(_Chosen):
     """
 
     path: PathOrParts | None
+    """Where the images are: a folder, a list of files, an archive, an array, a data set by name, or a list
+    of such parts with weights (null: whoever runs the recipe says it)."""
     split: Split | None
+    """Which part of divided images, `train` or `test` (null: all)."""
     mean: tuple[Probability, Probability, Probability]
+    """What is subtracted from each channel, in [0, 1]."""
     std: tuple[Positive, Positive, Positive]
+    """What each channel is divided by after that."""
     max_bad_share: Probability
+    """Training stops when more than this share of the images asked for could not be read."""
     range: tuple[float, float] | None = None
+    """[low, high]: the values that become black and white in images of more than eight bits."""
     label: Annotated[str, Field(min_length=1)] | None = None
+    """The column, key or ending of the labels, where there are several."""
     image: Annotated[str, Field(min_length=1)] | None = None
+    """The column, key or ending of the images, where there are several."""
 
     def contradictions(self) -> Contradictions:
         if self.range is not None and self.range[0] >= self.range[1]:

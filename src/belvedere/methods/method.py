@@ -214,6 +214,7 @@ class MethodOptions(Settings):
     which needs 2."""
     chunk_tables: ClassVar[int] = 0
     name: str
+    """The method."""
 
     def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
         """What does not fit these views, as (dotted key to change, words).

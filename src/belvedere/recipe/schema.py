@@ -39,9 +39,13 @@ class TrainSpec(Settings):
     1: each has its own)."""
 
     epochs: Annotated[int, Field(ge=1, le=999_999)]
+    """How many times training goes through the images."""
     global_batch: Count
+    """Images a step, over all processes."""
     precision: Literal["bf16", "float32", "float64"]
+    """`bf16`: networks under bfloat16 autocast, losses in float32; `float32`, `float64`: everything."""
     batch_norm_group: Count | None = None
+    """How many processes share BatchNorm's statistics (null: all; 1: each has its own)."""
 
 
 class RunSpec(Settings):
@@ -56,24 +60,41 @@ class RunSpec(Settings):
     """
 
     dir: str | None = None
+    """Where everything is written (null: `runs/<name>`)."""
     device: Literal["cpu", "cuda"] | None = None
+    """Where networks run (null: on the GPU if there is one)."""
     workers: Annotated[int, Field(ge=0, le=MOST_PER_PROCESS)] = 2
+    """Loader processes of each training process (0: a thread of it)."""
     threads: Annotated[int, Field(ge=1, le=MOST_PER_PROCESS)] | None = None
+    """CPU threads of the networks (null: torch's choice)."""
     micro_batch: Count | None = None
+    """Rows encoded at a time in each process (null: all): less memory, the same step to rounding."""
     compile: bool = False
+    """Whether the backbone is compiled by torch.compile."""
     log_every_steps: Count = 10
+    """Steps from one line of metrics to the next."""
     save_every_steps: Count | None = None
+    """Steps from one checkpoint to the next (null: by time alone)."""
     save_every_minutes: Annotated[float, Field(gt=0.0)] | None = 15.0
+    """Minutes from one checkpoint to the next (null: by steps alone)."""
     keep_last: Count = 2
+    """How many of the latest checkpoints are kept."""
     milestone_epochs: Count | None = None
+    """Checkpoints at multiples of this epoch are kept for good (null: none)."""
     on_collapse: Literal["warn", "stop"] = "warn"
+    """When the watch finds that the run has collapsed: say so (`warn`), or say so, save and end (`stop`)."""
     sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go beside metrics.jsonl; each needs its package."""
 
 
 if TYPE_CHECKING:
     _From = Settings
 else:  # `from` is a word of Python's, which a class cannot have as a name
-    _From = create_model("_From", __base__=Settings, **{"from": (Annotated[str, Field(min_length=1)], ...)})
+    _WHERE = Field(
+        min_length=1,
+        description="The directory of another run, or a folder of weights with a card.",
+    )
+    _From = create_model("_From", __base__=Settings, **{"from": (Annotated[str, _WHERE], ...)})
 
 
 class InitSpec(_From):
@@ -84,7 +105,9 @@ class InitSpec(_From):
     the file has them. take: all that fits, or the backbone alone."""
 
     start_epoch: Count | None = None
+    """The epoch that this run goes on at, schedules too (null: a run of its own, at epoch 0)."""
     take: Literal["all", "backbone"] = "all"
+    """What is taken of the weights: all that the method has, or the backbone alone."""
 
     @model_serializer(mode="wrap")
     def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -104,20 +127,23 @@ class Published(Settings):
     """
 
     source: str
+    """Where the numbers stand."""
     weights: str | None = None
+    """The published file of this run (null: none)."""
     accuracy: dict[str, Annotated[float, Field(ge=0.0, le=100.0)]] = Field(default_factory=dict)
+    """Top-1 accuracy in percent, by protocol."""
     unknown: dict[str, str] = Field(default_factory=dict)
+    """By dotted key, why a value that the authors never stated was chosen."""
 
 
 class Measured(Settings):
     """What the numbers of a recipe, in its head or in docs/results.md, were measured on. It changes nothing
-    of a run, whose plan compares itself with it.
-
-    images: how many there were to train on. steps: how many the whole run took.
-    """
+    of a run, whose plan compares itself with it."""
 
     images: Count
+    """How many images it was trained on."""
     steps: Count
+    """How many steps it had."""
 
 
 class Recipe(Settings):
@@ -127,18 +153,31 @@ class Recipe(Settings):
     """
 
     name: str
+    """The name of the run, and of its folder below `runs`."""
     seed: Annotated[int, Field(ge=0)]
+    """What every random draw follows from."""
     method: SerializeAsAny[MethodOptions]
+    """The options of the method that `name` says."""
     backbone: BackboneSpec
+    """The network that `name` says."""
     views: dict[str, ViewSpec]
+    """By role, the views that a step makes of an image; the method says which roles there are."""
     data: DataSpec
+    """The images."""
     optim: AnyOptimSpec
+    """The optimizer that `name` says."""
     train: TrainSpec
+    """Length, batch and precision."""
     features: FeatureSpec
+    """The feature of the trained backbone."""
     init: InitSpec | None = None
+    """What the run begins with (null: fresh parameters)."""
     run: RunSpec = RunSpec()
+    """How this machine carries the run out; may change when it continues."""
     published: Published | None = None
+    """What the paper reports for this run."""
     measured: Measured | None = None
+    """The run that this recipe was measured with; for people."""
     _split_is_default: bool = PrivateAttr(default=False)
     _remarks: tuple[str, ...] = PrivateAttr(default=())
 

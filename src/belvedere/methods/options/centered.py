@@ -11,8 +11,11 @@ class TeacherTemperature(Settings):
     """Of the targets: from `start` to `final` over the first `warmup_epochs`, by equal steps an epoch."""
 
     start: Positive
+    """Temperature of the targets in the first epoch."""
     final: Positive
+    """Temperature after the warm-up."""
     warmup_epochs: Epochs
+    """How many epochs the change takes, by equal steps an epoch."""
 
     def __call__(self, epoch: int) -> float:
         risen = self.start + epoch * (self.final - self.start) / max(1, self.warmup_epochs - 1)

@@ -21,8 +21,12 @@ class ClusteredOptions(MethodOptions):
     last. temperature: of every prediction."""
 
     prototypes: Annotated[tuple[Prototypes, ...], Field(min_length=1)]
+    """Clusters of each head; the list has an entry for each head."""
     assign: Assign
+    """The views whose embeddings are kept for the next epoch's labels, by number (from 0, global views
+    first)."""
     temperature: Positive
+    """Temperature of every prediction."""
 
     def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
         """Each of `assign` is a view, is named once, and has a head."""
@@ -75,8 +79,11 @@ class DeepClusterOptions(ClusteredOptions):
     """prototypes: clusters of each head. kmeans_iterations: how often centroids move."""
 
     name: Literal["deepcluster"]
+    """The method."""
     kmeans_iterations: Count
+    """How often k-means moves the centroids."""
     head: MLPHeadSpec
+    """The projection head."""
 
     def held(self, backbone: BackboneSpec, extent: Extent) -> list[Held]:
         return self._held(self.head, backbone, extent, trained=False)
@@ -93,12 +100,19 @@ class SeLaOptions(ClusteredOptions):
     freeze_prototypes_steps: how many steps leave the prototypes as they began, but for their length."""
 
     name: Literal["sela"]
+    """The method."""
     epsilon: Positive
+    """Sinkhorn's entropy weight; smaller is sharper."""
     sinkhorn_iterations: Count
+    """Iterations of Sinkhorn."""
     targets: Literal["hard", "soft"]
+    """Whether an image is assigned to its best prototype (`hard`) or shared out (`soft`)."""
     refresh_epochs: Count
+    """Epochs from one assignment to the next."""
     freeze_prototypes_steps: Steps
+    """How many steps leave the prototypes as they began, but for their length."""
     head: MLPHeadSpec
+    """The projection head."""
 
     def unfit_start(self, epoch: int, *, epochs: int) -> list[tuple[str, str]]:
         """Assignments are in no published file, and are made every `refresh_epochs` alone."""

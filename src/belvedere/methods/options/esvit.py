@@ -23,9 +23,13 @@ class Mixup(Settings):
     cutmix_alpha: of the Beta distributions of their shares."""
 
     alpha: Positive
+    """Parameter of the Beta distribution of mixup's shares."""
     cutmix_alpha: Positive
+    """Parameter of the Beta distribution of CutMix's shares."""
     cutmix_p: Share
+    """Probability of CutMix in place of mixup."""
     views: Count
+    """How many of the student's views are mixed, the first ones."""
 
 
 class Options(MethodOptions):
@@ -39,14 +43,23 @@ class Options(MethodOptions):
     chunk_tables: ClassVar[int] = 4
 
     name: Literal["esvit"]
+    """The method."""
     region: bool
+    """Whether the region task is added to the view task, each with half of the weight."""
     temperature: Positive
+    """Temperature of the student's predictions."""
     teacher_temperature: TeacherTemperature
+    """Temperature of the targets."""
     center_momentum: Share
+    """How much of the center stays when a batch's mean is added."""
     momentum: Range
+    """How much of the teacher stays at a step, from start to final."""
     freeze_last_layer_epochs: Epochs
+    """How many epochs leave the heads' last layers as they began."""
     mixup: Mixup | None
+    """Mixing of the student's views (null: none)."""
     head: WeightNormHeadSpec
+    """The projection head, one for each task."""
 
     @property
     def prototypes(self) -> int:

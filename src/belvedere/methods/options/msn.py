@@ -24,16 +24,27 @@ class Options(MethodOptions):
     with weight 0. patch_drop: the share of a large anchor's patches that are dropped."""
 
     name: Literal["msn"]
+    """The method."""
     prototypes: Prototypes
+    """How many prototypes."""
     temperature: Positive
+    """Temperature of every prediction."""
     sharpen: Range
+    """Temperature of the targets beside that: they are raised to the power 1/T, from start to final."""
     momentum: Range
+    """How much of the teacher stays at a step, from start to final."""
     sinkhorn_iterations: Annotated[int, Field(ge=0)]
+    """Iterations of Sinkhorn on the targets (0: off)."""
     memax_weight: Weight
+    """Weight of the mean entropy maximization (0: off)."""
     entropy_weight: Weight
+    """Weight of the entropy of each prediction (0: off)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Share of a target that is spread over all prototypes."""
     patch_drop: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Share of a large anchor's patches that are dropped."""
     head: HeadSpec
+    """The projection head."""
 
     def num_kept(self, patches: int) -> int:
         """How many of an anchor's patches the student sees: the product cut, as the authors cut it."""

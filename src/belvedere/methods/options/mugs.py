@@ -24,9 +24,13 @@ class Instance(Settings):
     each, over all processes."""
 
     weight: Weight
+    """Weight of this loss in the mean of the three; 0 turns it off."""
     temperature: Positive
+    """Temperature of the predictions."""
     queue: Count
+    """Keys of earlier images, of each of two, over all processes."""
     head: ContrastiveHeadSpec
+    """The projection head."""
 
     @property
     def wanted(self) -> ContrastiveHeadSpec | None:
@@ -39,7 +43,9 @@ class LocalGroup(Instance):
     neighbours, how many of them make a local group with an image."""
 
     memory: Count
+    """Images that neighbours are looked up among, over all processes."""
     neighbours: Count
+    """How many of them make a local group with an image."""
 
 
 class Groups(Settings):
@@ -47,11 +53,17 @@ class Groups(Settings):
     freeze_last_layer_epochs: how many epochs leave the head's last layer as it began."""
 
     weight: Weight
+    """Weight of this loss in the mean of the three; 0 turns it off."""
     temperature: Positive
+    """Temperature of the student's predictions."""
     teacher_temperature: TeacherTemperature
+    """Temperature of the targets."""
     center_momentum: Share
+    """How much of the center stays when a batch's mean is added."""
     freeze_last_layer_epochs: Epochs
+    """How many epochs leave the head's last layer as it began."""
     head: WeightNormHeadSpec
+    """The projection head."""
 
     @property
     def wanted(self) -> WeightNormHeadSpec | None:
@@ -68,11 +80,17 @@ class Options(MethodOptions):
     chunk_tables: ClassVar[int] = 4
 
     name: Literal["mugs"]
+    """The method."""
     instance: Instance
+    """Telling images apart."""
     local_group: LocalGroup
+    """Telling an image with its neighbours apart."""
     group: Groups
+    """Assigning images to prototypes."""
     momentum: Range
+    """How much of the teacher stays at a step, from start to final."""
     patch_embed_lr: Positive
+    """What the learning rate of the patch embedding is multiplied by."""
 
     @property
     def prototypes(self) -> int:

@@ -19,7 +19,9 @@ class Queue(Settings):
     start_epoch: when it begins to fill; it is used once it is full."""
 
     length: Count
+    """Embeddings kept of each assigned view, over all processes; rounded down to whole batches."""
     start_epoch: Epochs
+    """The epoch, from 0, that it begins to fill in; it is used once it is full."""
 
     def kept(self, global_batch: int) -> int:
         """`length` in whole batches."""
@@ -39,14 +41,23 @@ class Options(MethodOptions):
     head_views: ClassVar[int] = 2
 
     name: Literal["swav"]
+    """The method."""
     prototypes: Prototypes
+    """How many prototypes."""
     assign: Assign
+    """The views that give targets, by number (from 0, global views first)."""
     temperature: Positive
+    """Temperature of every prediction."""
     epsilon: Positive
+    """Sinkhorn's entropy weight; smaller is sharper."""
     sinkhorn_iterations: Count
+    """Iterations of Sinkhorn."""
     freeze_prototypes_steps: Steps
+    """How many steps leave the prototypes as they began, but for their length."""
     queue: Queue | None
+    """Embeddings of earlier batches that take part in the assignment (null: none)."""
     head: MLPHeadSpec
+    """The projection head."""
 
     def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
         """Two views at least, and each of `assign` is one of them and named once."""

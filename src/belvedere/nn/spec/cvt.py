@@ -19,15 +19,25 @@ class CvTSpec(Settings):
     block's rate; linear from 0 over all blocks."""
 
     name: Literal["cvt"]
+    """The kind of network."""
     widths: PerStage
+    """Channels of each stage."""
     heads: PerStage
+    """Attention heads of each stage."""
     blocks: PerStage
+    """Blocks of each stage."""
     kernels: PerStage
+    """Kernel of the convolution that embeds each stage."""
     strides: PerStage
+    """Stride of that convolution."""
     paddings: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Padding of that convolution."""
     window: Count
+    """Side of the windows that attention looks at, in cells."""
     mlp_ratio: Annotated[float, Field(gt=0.0)]
+    """Width of a block's hidden layer, in multiples of the stage's."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Probability that the last block is left out for an image; rises linearly from 0 over the blocks."""
 
     def contradictions(self) -> Contradictions:
         yield from stage_contradictions(self, "kernels", "strides", "paddings")

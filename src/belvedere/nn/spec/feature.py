@@ -18,11 +18,18 @@ class FeatureSpec(Settings):
     """
 
     source: Literal["cls", "mean", "cls+mean", "cls_or_mean", "pooled"]
+    """Which tensor is the feature: the class token, the mean of the region tokens, both, of each block
+    whichever it has, or the pooled output."""
     blocks: Count
+    """Of how many of the last blocks, concatenated, oldest first."""
     norm: Literal["none", "last_stage", "all"]
+    """Which of these outputs the final norm is put on."""
     resize_px: Count
+    """Shorter side of an image before it is cropped, in pixels."""
     crop_px: Count
+    """Side of the central crop, in pixels."""
     interpolation: Literal["bilinear", "bicubic"]
+    """How an image is resized."""
 
     def contradictions(self) -> Contradictions:
         if self.crop_px > self.resize_px:

@@ -14,8 +14,11 @@ class HeadSpec(Settings):
     """The projection head: three linear layers, `hidden` wide, to `out` columns."""
 
     hidden: Count
+    """Width of the hidden layers."""
     out: Count
+    """Columns of the embedding."""
     batch_norm: bool
+    """Whether hidden layers are followed by BatchNorm."""
     num_layers: ClassVar[int] = 8
 
     def num_parameters(self, width: int) -> int:
@@ -34,8 +37,11 @@ class MLPHeadSpec(Settings):
     hidden 0 one linear layer."""
 
     hidden: Annotated[int, Field(ge=0)]
+    """Width of the hidden layer (0: none, one linear layer)."""
     out: Count
+    """Columns of the embedding."""
     batch_norm: bool
+    """Whether hidden layers are followed by BatchNorm."""
 
     def contradictions(self) -> Contradictions:
         if self.hidden == 0 and self.batch_norm:
@@ -61,11 +67,17 @@ class ContrastiveHeadSpec(Settings):
     first ones but the last. norm_before_predictor: whether rows have length 1 there too."""
 
     hidden: Count
+    """Width of the hidden layers."""
     out: Count
+    """Columns of the embedding."""
     layers: Count
+    """How many linear layers."""
     predictor: Count
+    """Width of the student's predictor."""
     batch_norm: bool
+    """Whether hidden layers are followed by BatchNorm."""
     norm_before_predictor: bool
+    """Whether rows have length 1 before the predictor too."""
 
     def contradictions(self) -> Contradictions:
         if self.layers == 1 and self.batch_norm:
@@ -94,11 +106,17 @@ class WeightNormHeadSpec(Settings):
     these scales stay 1. batch_norm: after every linear layer of the first but the last."""
 
     hidden: Count
+    """Width of the hidden layers."""
     bottleneck: Count
+    """Columns of the embedding that is compared with prototypes."""
     out: Annotated[int, Field(ge=2)]
+    """How many prototypes."""
     layers: Count
+    """How many linear layers."""
     batch_norm: bool
+    """Whether hidden layers are followed by BatchNorm."""
     norm_last_layer: bool
+    """Whether the scales of the last layer's prototypes stay 1."""
 
     def contradictions(self) -> Contradictions:
         if self.layers == 1 and self.batch_norm:

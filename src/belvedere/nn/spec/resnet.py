@@ -18,11 +18,18 @@ class ResNetSpec(Settings):
     """
 
     name: Literal["resnet"]
+    """The kind of network."""
     block: Literal["basic", "bottleneck"]
+    """`basic`: two 3x3 convolutions; `bottleneck`: 1x1, 3x3, 1x1."""
     blocks: tuple[Count, Count, Count, Count]
+    """Blocks of each of the four stages."""
     widen: Count
+    """What every stage's planes and the stem are multiplied by."""
     width_per_group: Count
+    """Planes of the first stage before `widen`; 64 in all published ones."""
     stem: Literal["imagenet", "small"]
+    """`imagenet`: a strided 7x7 convolution and a max-pool; `small`: a 3x3 convolution, for images of about
+    32 px."""
 
     def contradictions(self) -> Contradictions:
         if self.block == "bottleneck" and self.inner_width(0) < 1:

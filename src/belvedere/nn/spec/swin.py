@@ -20,14 +20,23 @@ class SwinSpec(Settings):
     that come later. drop_path: the last block's rate; linear from 0 over all blocks."""
 
     name: Literal["swin"]
+    """The kind of network."""
     embed_width: Count
+    """Columns of a token of the first stage; doubled with every stage."""
     blocks: PerStage
+    """Blocks of each stage."""
     heads: PerStage
+    """Attention heads of each stage."""
     patch_px: Count
+    """Side of a patch, in pixels."""
     window: Count
+    """Side of the windows that attention looks at, in cells."""
     mlp_ratio: Annotated[float, Field(gt=0.0)]
+    """Width of a block's hidden layer, in multiples of the stage's."""
     image_px: Count
+    """Side of the images that windows and shifts are laid out for."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Probability that the last block is left out for an image; rises linearly from 0 over the blocks."""
 
     def contradictions(self) -> Contradictions:
         if len(self.heads) != len(self.blocks):

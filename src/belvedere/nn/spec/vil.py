@@ -29,17 +29,30 @@ class ViLSpec(Settings):
     """
 
     name: Literal["vil"]
+    """The kind of network."""
     widths: PerStage
+    """Channels of each stage."""
     heads: PerStage
+    """Attention heads of each stage."""
     blocks: PerStage
+    """Blocks of each stage."""
     patches: PerStage
+    """Side of a stage's patches: pixels for the first, cells of the stage before for the others."""
     sparse: Annotated[tuple[bool, ...], Field(min_length=1)]
+    """For each stage, whether attention is in chunks of windows or over all cells."""
     class_token: Annotated[tuple[bool, ...], Field(min_length=1)]
+    """For each stage, whether it has a class token."""
     window: Count
+    """Side of a chunk, in cells."""
     mode: Literal[-1, 0, 1]
+    """Which chunks a query of a sparse stage sees: 0, its own and the eight around; 1, in training its own
+    and one of the eight; -1, its own."""
     mlp_ratio: Annotated[float, Field(gt=0.0)]
+    """Width of a block's hidden layer, in multiples of the stage's."""
     image_px: Count
+    """Side of the images that the tables of relative positions are for."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Probability that the last block is left out for an image; rises linearly from 0 over the blocks."""
 
     def contradictions(self) -> Contradictions:
         yield from stage_contradictions(self, "patches", "sparse", "class_token")

@@ -21,15 +21,27 @@ class ViTSpec(Settings):
     a resize (Mugs: 0.1); the table is then sampled a little closer together."""
 
     name: Literal["vit"]
+    """The kind of network."""
     width: Count
+    """Columns of a token."""
     depth: Count
+    """How many blocks."""
     heads: Count
+    """Attention heads of a block; they share out `width`."""
     patch_px: Count
+    """Side of a patch, in pixels."""
     mlp_ratio: Annotated[float, Field(gt=0.0)]
+    """Width of a block's hidden layer, in multiples of `width`."""
     stem: Literal["patch", "conv"]
+    """How patches are embedded: `patch`, one linear layer; `conv`, four strided convolutions, for patches
+    of 16 px."""
     image_px: Count
+    """Side of the images that the position table is for; other sizes resize it."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Probability that the last block is left out for an image; rises linearly from 0 over the blocks."""
     position_margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Patches that are added to a side when the factor of a resize of the position table is computed (Mugs:
+    0.1)."""
 
     @model_serializer(mode="wrap")
     def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
