@@ -44,7 +44,8 @@ def settled(wanted: Precision, device: str) -> tuple[Precision, str | None]:
     bfloat16 on a GPU without instructions for it is emulated, slower than float32 and no more exact: float32
     is taken. On a CPU without them it stays, since the same recipe is to have the same numbers there.
     """
-    if wanted != "bf16" or multiplies_bf16_fast(device):
+    not_here = device == "cuda" and not torch.cuda.is_available()  # a plan for another machine
+    if wanted != "bf16" or not_here or multiplies_bf16_fast(device):
         return wanted, None
     if device == "cuda":
         name = torch.cuda.get_device_name()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 
@@ -107,7 +108,8 @@ def _counted(recipe: Recipe, plan: Plan) -> list[tuple[str, int, str]]:
     for part in recipe.method.held(recipe.backbone, plan.extent):
         parameters = (part.trained * (2 + moments) + part.teacher) * size + part.layers * MODULE_BYTES
         state = (part.own_bytes + part.shared_bytes) * size // 4
-        words = "parameters, their gradients and moments take"
+        number = f"{part.trained:,}" if part.trained < _COUNTED else f"10^{len(str(part.trained)) - 1}"
+        words = f"{number} parameters, their gradients and moments take"
         found.append((part.key, parameters + state, words if part.trained else "takes"))
     for role, view in recipe.views.items():
         tables = 4 * recipe.backbone.num_constants(view.px)
@@ -133,12 +135,34 @@ def _largest(needs: Estimate) -> str:
 
 
 def _remedy(recipe: Recipe, plan: Plan, memory: Memory) -> str:
-    """The override that makes the run fit, or the key that a smaller value of would."""
-    size = fitting_micro_batch(recipe, plan, memory)
-    if size is not None:
-        return f"run.micro_batch: set run.micro_batch={size}, the same run with less memory"
-    batch = "" if plan.world_size > 1 else ", or train on several devices"
-    return f"train.global_batch: no run.micro_batch is small enough; set a smaller train.global_batch{batch}"
+    """The overrides that make the run fit: a micro-batch, with fewer workers where their batches take too
+    much, else a smaller batch."""
+    for workers in dict.fromkeys((recipe.run.workers, min(recipe.run.workers, 1), 0)):
+        fewer = recipe.model_copy(update={"run": recipe.run.model_copy(update={"workers": workers})})
+        size = fitting_micro_batch(fewer, plan, memory)
+        if size is not None:
+            also = f" run.workers={workers}" if workers != recipe.run.workers else ""
+            return f"run.micro_batch: set run.micro_batch={size}{also}, the same run with less memory"
+    batch = _fitting_batch(recipe, plan, memory)
+    told = "set a smaller train.global_batch" if batch is None else f"train.global_batch={batch} would fit"
+    return f"train.global_batch: no run.micro_batch is small enough; {told}{_spread(plan)}"
+
+
+def _spread(plan: Plan) -> str:
+    return "" if plan.world_size > 1 else ", or train on several devices"
+
+
+def _fitting_batch(recipe: Recipe, plan: Plan, memory: Memory) -> int | None:
+    """The largest power of two that fits as the batch of all processes, in micro-batches if need be."""
+    room, batch = memory.free if memory.free is not None else memory.total, plan.batch
+    while room is not None and batch > 2:
+        batch = 1 << ((batch - 1).bit_length() - 1)
+        smaller = dataclasses.replace(plan, batch=batch, micro_batch=batch, micro_batches=1)
+        if estimate(recipe, smaller).memory <= _FILLED * room:
+            return batch * plan.world_size
+        if fitting_micro_batch(recipe, smaller, memory) is not None:
+            return batch * plan.world_size
+    return None
 
 
 def _on_gpu(recipe: Recipe, plan: Plan) -> str:
