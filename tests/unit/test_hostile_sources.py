@@ -18,13 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from belvedere.core.errors import DataError, UndividedError
+from belvedere.cli import main
+from belvedere.core.errors import DataError, EvaluationError, UndividedError
 from belvedere.data.decode import UnreadableImage
 from belvedere.data.sources import open_source, read, remarks
 from belvedere.data.sources.index import open_index
 from belvedere.data.sources.mixed import Mixed
 from belvedere.data.sources.parts import part_of_file
 from belvedere.data.spec import DataSpec, Part
+from belvedere.eval.labelled import extract_labelled
+from belvedere.recipe.load import load_recipe
+from belvedere.train.images import open_images
 from belvedere.train.roster import as_begun
 
 SLOW_S = 2.0
@@ -207,6 +211,8 @@ SHARDS = {  # members: labels by key
     "lists of one": ([("0.png", None), ("0.json", b'{"labels": ["x"]}')], {"0.png": "x"}),
     "the same twice": ([("0.png", None), ("0.json", b'{"label": 3, "class_id": "3"}'), ("0.cls", b"3\n")],
                        {"0.png": "3"}),
+    "a file of each kind": ([("0.png", None), ("0.cls", b"a"), ("1.png", None), ("1.json", b'{"cls": "b"}')],
+                            {"0.png": "a", "1.png": "b"}),
     "a name that is no text": ([(f"{NO_TEXT}.png", None), (f"{NO_TEXT}.cls", b"c\xe2t\x07")],
                                {f"{NO_TEXT}.png": "c\udce2t\x07"}),
     "long": ([("x" * 300 + ".png", None), ("x" * 300 + ".cls", b"a")], {"x" * 300 + ".png": "a"}),
@@ -820,18 +826,31 @@ def test_what_stands_behind_the_end_of_a_tar_file_is_said(tmp_path, own_cache):
 
 
 def test_names_that_come_again_are_counted(tmp_path, own_cache):
-    path = tar_of(tmp_path / "set.tar", [("a/0.png", None), ("b/1.png", None), ("a/0.png", None)])
-    assert any(
-        "1 images have the name of one before them; all are taken" in told
-        for told in remarks(open_source(str(path)))
-    )
+    names = ("a/0.png", "b/1.png", "a/0.png")
+    (told,) = remarks(open_source(str(tar_of(tmp_path / "set.tar", [(name, None) for name in names]))))
+    assert told == "1 images have the name of one before them, and are taken too: a/0.png"
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in ("a/0.png", "b/1.png", "a/0.png"):
+        for name in names:
             archive.writestr(name, TINY)
-    assert "1 images have the name of one before them; all are taken" in remarks(
-        open_source(str(tmp_path / "set.zip"))
-    )
+    (told,) = remarks(open_source(str(tmp_path / "set.zip")))
+    assert told == "1 images have the name of one before them, and are taken too"
+
+
+def test_thousands_of_endings_and_keys_are_a_few_remarks(tmp_path, own_cache):
+    members = [(f"0.{number}", b"x") for number in range(3000)]
+    members += [(f"{n}.json", json.dumps({f"label_{n}": n, f"key_{n}": n}).encode()) for n in range(300)]
+    path = tar_of(tmp_path / "set.tar", [("a/0.png", None), ("b/1.png", None), *members])
+    told = remarks(open_source(str(path)))
+    assert len(told) < 20
+    assert max(map(len, told)) < 1500
+    for number in range(100):
+        (tmp_path / "folder" / "cat").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / "cat" / f"IM.{number:04}").touch()
+    (tmp_path / "folder" / "cat" / "x.png").write_bytes(TINY)
+    told = remarks(open_source(str(tmp_path / "folder")))
+    assert len(told) < 20
+    assert sum(int(remark.split()[0]) for remark in told) == 100
 
 
 @pytest.mark.parametrize("label", ["9" * 30, "9" * 5000, "-" + "9" * 5000, "1000001"])
@@ -866,3 +885,25 @@ def test_a_remote_folder_says_what_it_holds_beside_images(tmp_path, own_cache):
         "1 .md files were not used: README.md",
         "1 .xml files were not used: annotations/deep/x.xml",
     ]
+
+
+# --- the choice reaches everything that opens images
+
+
+def test_a_recipe_a_command_and_the_error_know_the_choice(tmp_path, own_cache, capsys):
+    path = tmp_path / "set.tar"
+    tar_of(path, [(f"{n}.{end}", data) for n in range(2) for end, data in (("png", None), ("kind", b"k"))])
+    source = open_source(str(path))
+    with pytest.raises(EvaluationError, match=r"no label was found; .*2 \.kind, and data\.label .*--label"):
+        extract_labelled(None, None, source, batch_size=1, device=None, precision="float32")
+    recipe = load_recipe("tiny/msn", [f"data.path={path}", "data.split=null", "data.label=kind"])
+    assert open_images(recipe)[1].classes == ("k",)
+    mixture = load_recipe("tiny/msn", [f"data.path=[{{path: {path}, label: kind}}]", "data.split=null"])
+    assert open_images(mixture)[1].classes == ("k",)
+    assert main(["data", "check", str(path), "--label", "kind", "--json", str(tmp_path / "out.json")]) == 0
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["remarks"] == ["the labels are those of the .kind files"]
+    assert "the labels are those of the .kind files" in capsys.readouterr().out
+    for command in ("data", "evaluate", "embed", "export"):
+        assert main([command, "--help"]) == 0
+        assert "--label NAME" in capsys.readouterr().out

@@ -97,7 +97,7 @@ def _build(writer: IndexWriter, path: str) -> None:
         raise DataError(f"{path} (data.path) is encrypted; unpack it, and give the folder")
     num_repeated = num_images - len(np.unique(np.frombuffer(hashes, dtype=np.int64)))
     if num_repeated:
-        writer.note(f"{num_repeated} images have the name of one before them; all are taken")
+        writer.note(f"{num_repeated} images have the name of one before them, and are taken too")
     layout = layout_of(folders, path)
     if layout.note is not None:
         writer.note(layout.note)

@@ -39,6 +39,8 @@ def as_class(value: Any) -> str | None:
     Whole numbers, also as floats, and true and false are classes, and so is the one entry of a list. Raises
     NotAClassError for everything else.
     """
+    if isinstance(value, str):
+        return value.strip() or None
     if isinstance(value, list | tuple):
         if len(value) > 1:
             raise NotAClassError(f"a list of {len(value)} values, and an image has one class")
@@ -48,9 +50,7 @@ def as_class(value: Any) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "surrogateescape")
-    if isinstance(value, str):
-        return value.strip() or None
+        return value.decode("utf-8", "surrogateescape").strip() or None
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float | Decimal):

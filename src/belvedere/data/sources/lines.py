@@ -233,7 +233,8 @@ class ListFile:
                 entry = _parsed(content)
                 if isinstance(entry, dict) and len(names) < _MOST_KEYS:
                     names.update(dict.fromkeys(entry))
-                    names.update(dict.fromkeys(nested_names(entry)))
+                    if any(isinstance(value, dict) for value in entry.values()):
+                        names.update(dict.fromkeys(nested_names(entry)))
         if not names:
             return Columns(_FILE, None, None, ())
         top = [name for name in names if "." not in name] + [name for name in names if "." in name]
@@ -314,8 +315,8 @@ def _line(number: int, file: str, label: Any, split: str | None) -> Line | Mista
         return Mistake(number, f"the label is {error}")
     split = (split or "").strip() or None
     try:
-        for each in (name, text or ""):
-            encode_name(each)
+        encode_name(name)
+        encode_name(text or "")
     except UnicodeEncodeError:
         return Mistake(number, f"{file!r} or its label holds half a character")
     if "\0" in name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 from belvedere.core.errors import DataError, UndividedError
@@ -28,6 +29,7 @@ _FILE = re.compile(rf"(?:.*[-_. ])?(?:{_ANY})(?:(?:[-_. 0-9]|(?:set|split|data)(
 _LISTED = 5
 
 
+@lru_cache(maxsize=4096)
 def part_named(name: str) -> str:
     """The part (train, val, test) that a folder, a column's value or a split of this name is; empty for
     none."""

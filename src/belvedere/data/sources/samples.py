@@ -34,7 +34,8 @@ from belvedere.data.sources.names import GrowingNames
 
 CLS, JSON = "cls", "json"
 _DEPTH = 2  # words at the end of a key that are looked behind
-_MOST_NAMED = 3
+_MOST_MEANINGS = 16
+_MOST_ENDINGS = 12
 _MOST_KEYS = 200
 _IN_JSON = "json:"
 
@@ -57,6 +58,7 @@ class Wanted:
         self.image_endings: Counter[str] = Counter()
         self.keys: Counter[str] = Counter()
         self.bad: dict[str, tuple[int, str]] = {}
+        self.meanings: set[str] = set()
         self.num_broken = 0
 
     def said(self, name: str, content: bytes | None) -> dict[str, int]:
@@ -84,7 +86,10 @@ class Wanted:
         if len(self.keys) < _MOST_KEYS:
             self.keys.update(nested_names(content))
         if self.label is None:
-            return {key: value for key, value in content.items() if means_label(key)}
+            could = {key: value for key, value in content.items() if means_label(key)}
+            if len(self.meanings) < _MOST_MEANINGS:  # more than one is refused anyway
+                self.meanings.update(could)
+            return {key: value for key, value in could.items() if key in self.meanings}
         key = self.label.removeprefix(_IN_JSON)
         value = content[key] if key in content else dug(content, key.split("."))
         return {} if value is None or self.label.startswith(".") else {key: value}
@@ -121,7 +126,7 @@ class _Files:
         self.keys, self.shorter = array("q"), array("q")
         self.labels: dict[str, array[int]] = {}
         self.says = array("B")
-        self._names = GrowingNames()
+        self.names = GrowingNames()
 
     def add(self, name: str, numbers: dict[str, int]) -> None:
         key = split_name(name)[0]
@@ -132,21 +137,16 @@ class _Files:
             self.labels[meaning] = array("q", [-1]) * (len(self.keys) - 1)
         for meaning, column in self.labels.items():
             column.append(numbers.get(meaning, -1))
-        self._names.append(name)
-
-    def names(self, rows: Rows) -> list[str]:
-        return [self._names[row] for row in rows[:_MOST_NAMED].tolist()]
+        self.names.append(name)
 
 
-def samples(
-    path: str, wanted: Wanted, *, note: Callable[[str], None], found: Callable[[int], None]
-) -> Samples:
+def samples(path: str, wanted: Wanted, *, left: Left, found: Callable[[int], None]) -> Samples:
     """The images of a tar file (local path or URL) with their labels.
 
-    note: told what was left out. found: told how many images there are so far. Raises DataError for a file
+    left: told what was left out. found: told how many images there are so far. Raises DataError for a file
     that is compressed, cut short or no tar file.
     """
-    images, files, left = _Images(), _Files(), Left()
+    images, files = _Images(), _Files()
     for member in members(path, read=wanted.read, left=left):
         if isinstance(member, Beside):
             files.add(member.name, wanted.said(*member))
@@ -154,19 +154,11 @@ def samples(
             images.add(member)
             wanted.image_endings[images.ending(-1)] += 1
             found(len(images))
-    rows = np.flatnonzero(images.chosen(wanted.image) if wanted.image else images.own(files, left))
+    rows = np.flatnonzero(images.chosen(wanted.image, left) if wanted.image else images.own(files, left))
+    images.tell_repeated(left)
     labels, used = images.labels(files)
-    num_repeated = images.num_repeated()
-    if num_repeated:
-        note(f"{path}: {num_repeated} images have the name of one before them; all are taken")
-    for told in left.told():
-        note(f"{path}: {told}")
-    idle = np.flatnonzero(np.array(files.says, dtype=bool) & ~used)
-    if len(idle):
-        more = ", ..." if len(idle) > _MOST_NAMED else ""
-        note(
-            f"{path}: {len(idle)} files of labels are those of no image: {', '.join(files.names(idle))}{more}"
-        )
+    for row in np.flatnonzero(np.array(files.says, dtype=bool) & ~used).tolist():
+        left.add("files of labels are those of no image", files.names[row])
     return Samples(
         [images[row] for row in rows.tolist()], {name: each[rows] for name, each in labels.items()}
     )
@@ -203,15 +195,22 @@ class _Images:
         least = min(shorter_keys(key), key=len, default=key)
         return f"{key[len(least) + 1 :]}.{ending}" if least != key else ending
 
-    def chosen(self, image: str) -> NDArray[np.bool_]:
+    def chosen(self, image: str, left: Left) -> NDArray[np.bool_]:
         """Which images data.image names: `left`, `left.png` or `png`."""
         name = image.removeprefix(".").lower()
         endings = (self.ending(row).lower() for row in range(len(self)))
-        return np.array([name in (ending, ending.rpartition(".")[0]) for ending in endings], dtype=bool)
+        fits = np.array([name in (ending, ending.rpartition(".")[0]) for ending in endings], dtype=bool)
+        for row in np.flatnonzero(~fits).tolist():
+            left.add("images were left out, which data.image does not name", self._names[row])
+        return fits
 
-    def num_repeated(self) -> int:
-        """How many images have the whole name of one before them."""
-        return len(self) - len(np.unique(self._columns()[1]))
+    def tell_repeated(self, left: Left) -> None:
+        """Name the images that have the whole name of one before them."""
+        names = self._columns()[1]
+        again = np.ones(len(self), dtype=bool)
+        again[np.unique(names, return_index=True)[1]] = False
+        for row in np.flatnonzero(again).tolist():
+            left.add("images have the name of one before them, and are taken too", self._names[row])
 
     def own(self, files: _Files, left: Left) -> NDArray[np.bool_]:
         """Which images are no companions of another one in their sample (`x.seg.png` of `x.png`, `x.png` of
@@ -269,13 +268,16 @@ def settle(wanted: Wanted, columns: dict[str, Rows], *, where: str) -> tuple[Row
     """The label of each image [N], by the one meaning there is or that was chosen, and what to say of it.
 
     columns: the labels by each meaning [N]; one that says the same as another wherever both say something is
-    the same. Raises DataError for several, and for a chosen one that is not there.
+    the same, and so is a key of .json files that stand beside other images than the .cls files. Raises
+    DataError for several, and for a chosen one that is not there.
     """
     there = {name: column for name, column in columns.items() if (column >= 0).any()}
     merged: dict[str, Rows] = {}
+    kinds: dict[str, list[str]] = {}
     for name in sorted(there, key=lambda name: (name != f".{CLS}", name != "label", name)):
-        usual = {name, *merged} <= {f".{CLS}", "label"}
-        same = next((each for each in merged if _agree(merged[each], there[name], alike=usual)), None)
+        apart = list(merged) == [f".{CLS}"] and len(kinds[f".{CLS}"]) == 1
+        same = next((each for each in merged if _agree(merged[each], there[name], apart=apart)), None)
+        kinds.setdefault(same or name, []).append(name)
         if same is None:
             merged[name] = there[name]
         else:
@@ -286,17 +288,17 @@ def settle(wanted: Wanted, columns: dict[str, Rows], *, where: str) -> tuple[Row
         raise DataError(_not_there(wanted, where))
     if merged:
         ((name, labels),) = merged.items()
-        plain = name in (f".{CLS}", "label")
-        return labels, None if plain else f"{LABELS_ARE} {_meaning(name)}"
+        plain = set(kinds[name]) <= {f".{CLS}", "label"}
+        return labels, None if plain else f"{LABELS_ARE} {' and '.join(map(_meaning, kinds[name]))}"
     if wanted.endings:
         return None, _nothing(wanted)
     return None, None
 
 
-def _agree(first: Rows, second: Rows, *, alike: bool) -> bool:
-    """Whether two meanings say the same; alike: also where no image has both."""
+def _agree(first: Rows, second: Rows, *, apart: bool) -> bool:
+    """Whether two meanings say the same; apart: also where no image has both."""
     both = (first >= 0) & (second >= 0)
-    return bool((first[both] == second[both]).all()) and (alike or bool(both.any()))
+    return bool((first[both] == second[both]).all()) and (apart or bool(both.any()))
 
 
 def _meaning(name: str) -> str:
@@ -334,7 +336,10 @@ def _nothing(wanted: Wanted) -> str:
 
 
 def _there(wanted: Wanted) -> str:
-    endings = ", ".join(f"{count} .{ending}" for ending, count in wanted.endings.most_common()) or "no files"
+    endings = (
+        ", ".join(f"{count} .{ending}" for ending, count in wanted.endings.most_common(_MOST_ENDINGS))
+        or "no files"
+    )
     return endings + (f" with the keys {listed(wanted.keys)}" if wanted.keys else "")
 
 
@@ -347,8 +352,9 @@ def unread(wanted: Wanted, *, label: bool) -> Iterator[str]:
         yield f"{count} labels in {_meaning(meaning)} are no classes and were left out; {first}"
     other = {ending: count for ending, count in wanted.endings.items() if ending not in wanted.read}
     if label and other:
-        told = ", ".join(f"{count} .{ending}" for ending, count in other.items())
-        yield f"files beside the images that were not used: {told}"
+        told = ", ".join(f"{count} .{ending}" for ending, count in list(other.items())[:_MOST_ENDINGS])
+        more = ", ..." if len(other) > _MOST_ENDINGS else ""
+        yield f"files beside the images that were not used: {told}{more}"
 
 
 __all__ = ["Samples", "Wanted", "samples", "settle", "unread"]

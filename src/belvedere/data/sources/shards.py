@@ -27,6 +27,7 @@ from belvedere.data.sources.indexed import (
     value,
 )
 from belvedere.data.sources.layout import Layout, folder_of, layout_of, short_names
+from belvedere.data.sources.left import Left
 from belvedere.data.sources.members import SPARSE
 from belvedere.data.sources.names import GrowingNames
 from belvedere.data.sources.parts import part_of_file
@@ -197,17 +198,19 @@ class _Found:
 
 def _build(writer: IndexWriter, shards: list[str], where: str, wanted: Wanted) -> None:
     """Add the images of all shards, part by part."""
-    found = _Found()
+    found, left = _Found(), Left()
+    names = short_names(shards, ".tar")
     with Counting(f"reading through {where}", unit="images") as counting:
         for number, shard in enumerate(shards):
             before = len(found)
             update = lambda count, before=before: counting.update(before + count)  # noqa: E731
-            found.add(samples(shard, wanted, note=writer.note, found=update), number)
+            left.prefix = f"{names[number]}/" if len(shards) > 1 else ""
+            found.add(samples(shard, wanted, left=left, found=update), number)
     if not len(found):
         raise DataError(_no_image(where, wanted))
     labels, told = settle(wanted, found.labels(), where=where)
     layout = layout_of(found.folders, where)
-    for text in (told, layout.note, *unread(wanted, label=labels is not None)):
+    for text in (told, layout.note, *left.told(), *unread(wanted, label=labels is not None)):
         if text is not None:
             writer.note(text)
     # by folder and by text; the last one is what -1 stands for
@@ -220,7 +223,6 @@ def _build(writer: IndexWriter, shards: list[str], where: str, wanted: Wanted) -
         "classes": numbered_classes(there, where),
         "parts": {},
     }
-    names = short_names(shards, ".tar")
     for part, rows in _by_part(found, shards, layout):
         first = writer.count
         for row in rows.tolist():
