@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from test_hostile import png
+from tiffs import BLACK_IS_ZERO, RGB, WHITE_IS_ZERO, tiff
 
 from belvedere.cli import main
 from belvedere.data.sources import open_source, read
@@ -234,6 +236,83 @@ def test_an_interruption_writes_nothing(
     out = tmp_path / "report.json"
     assert main(["data", "check", str(sets[0]), "--json", str(out)]) == 130
     assert not list(tmp_path.iterdir())
+
+
+# --- values of more than eight bits
+
+
+def png_colors(held: np.ndarray) -> bytes:
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in held)
+    return png(held.shape[1], held.shape[0], 16, 2, rows)
+
+
+HELD = np.random.default_rng(0).integers(0, 4096, (40, 40)).astype(np.uint16)
+HELD[0, :2] = 0, 4095
+HOT, FAR = HELD.copy(), HELD.astype(np.int16)
+HOT[3, 4] = 65535
+FAR[:9] = -9999
+REAL = np.random.default_rng(1).random((40, 40)).astype(np.float32) * 3000
+NONE = np.where(np.arange(40) < 9, np.float32(-3.4e38), REAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (
+            "a.tif",
+            tiff(HELD, BLACK_IS_ZERO),
+            r"4095 in 1 uint16 image: they use 6.*% of the range; data\.range=\[0,4095\]",
+        ),
+        ("a.tif", tiff(HELD, WHITE_IS_ZERO), r"they use 6.*% of the range; data\.range=\[0,4095\]"),
+        ("a.tif", tiff(np.stack([HELD] * 3, -1), RGB), r"uint16 image: they use 6.*data\.range=\[0,4095\]"),
+        ("a.tif", tiff(np.stack([HELD] * 5, -1), RGB), r"uint16 image: they use 6.*data\.range=\[0,4095\]"),
+        (
+            "a.png",
+            png_colors(np.stack([HELD] * 3, -1)),
+            r"PNG colors.*6.*converted to TIFF, data\.range=\[0,4095\]",
+        ),
+        (
+            "a.tif",
+            tiff(HOT, BLACK_IS_ZERO),
+            r"0 to 65535 in .*all but a few from \d+ to 40\d\d; data\.range=\[\d+,40\d\d\]",
+        ),
+        (
+            "a.tif",
+            tiff(FAR, BLACK_IS_ZERO),
+            r"-9999 to 40\d\d in .*all but a few from \d+ to 40\d\d; data\.range=",
+        ),
+        ("a.tif", tiff(NONE, BLACK_IS_ZERO), r"-3\.4e\+38 to .*all but a few from [\d.]+ to 29\d\d"),
+        (
+            "a.tif",
+            tiff(NONE, BLACK_IS_ZERO, nodata="-3.4e38"),
+            r"each is scaled from its own.*360 pixels of 1 image have no value",
+        ),
+        ("a.tif", tiff(REAL / 3000, BLACK_IS_ZERO), r"in 1 float32 image$"),
+        ("a.tif", tiff(HELD * 16, BLACK_IS_ZERO), r"in 1 uint16 image$"),
+    ],
+)
+def test_values_that_use_little_of_their_range_are_said_with_the_range_to_set(
+    tmp_path: Path, capsys: Capture, name: str, content: bytes, told: str
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    checked(tmp_path, folder)
+    lines = capsys.readouterr().out.splitlines()
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("  values")]
+    assert re.search(told, "\n".join(lines[at : at + 2]) if "no value" in told else lines[at], re.DOTALL), (
+        lines[at]
+    )
+
+
+def test_bytes_have_no_line_of_values_and_a_range_for_them_is_refused(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    scene(0).save(tmp_path / "a.png")
+    assert main(["data", "check", str(tmp_path)]) == 0
+    assert "  values" not in capsys.readouterr().out
+    assert main(["data", "check", str(tmp_path), "--range", "0", "4095"]) != 0
+    assert "has no effect" in capsys.readouterr().err
 
 
 # --- the list of what is good

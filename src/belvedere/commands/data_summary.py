@@ -142,10 +142,9 @@ def _values(kind: str, part: Mapping[str, Any], given: Sequence[float] | None) -
         if suggested == [part["low"], part["high"]]:
             told += f": they use {_share(part['share_of_range'], 1)} of the range"
         else:
-            told += (
-                f"; all but 0.1 % at either end use {_share(part['share_of_range_middle'], 1)} of the range"
-            )
-        told += f"; data.range=[{low:g},{high:g}] (--range {low:g} {high:g}) scales them"
+            told += f", and all but a few from {low:g} to {high:g}"
+        first = "converted to TIFF, " if "colors" in kind else ""
+        told += f"; {first}data.range=[{low:g},{high:g}] (--range {low:g} {high:g}) scales them"
     elif "share_of_range" not in part and (part["low"] < 0 or part["high"] > 1):
         told += ": each is scaled from its own range; data.range (--range LOW HIGH) gives all the same one"
     yield "values", told

@@ -82,17 +82,13 @@ def _depth(depth: Depth) -> dict[str, Any]:
         "pixels_without_a_value": depth.missing,
         "images_with_such_pixels": depth.with_missing,
     }
-    if depth.least is None or depth.most is None:
-        return report
-    whole = depth.most - depth.least if depth.low < 0 else depth.most
-    used = {
-        name: (high - low) / whole
-        for name, (low, high) in (("", (depth.low, depth.high)), ("_middle", depth.middle))
-    }
-    report |= {f"share_of_range{name}": round(share, 6) for name, share in used.items()}
-    if used[""] <= _LITTLE:
-        report["suggested_range"] = [depth.low, depth.high]
-    elif used["_middle"] <= _LITTLE:
+    span, middle = depth.high - depth.low, depth.middle[1] - depth.middle[0]
+    if depth.least is not None and depth.most is not None:
+        whole = depth.most - depth.least if depth.low < 0 else depth.most
+        report["share_of_range"] = round(span / whole, 6)
+        if span <= _LITTLE * whole:
+            report["suggested_range"] = [depth.low, depth.high]
+    if middle > 0 and middle <= _LITTLE * span:
         report["suggested_range"] = list(depth.middle)
     return report
 

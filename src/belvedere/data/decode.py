@@ -193,15 +193,16 @@ class _Encoded:
         """The image in RGB, a name of what it was, and its values if they had more than eight bits."""
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
             return _deep_gray(image, self._range)
-        if self._range is not None:
-            _refuse_half_read(kind, self._data, self._key)
+        half = _half_read(image, kind, self._data, self._layout)
+        if self._range is not None and half is not None:
+            _refuse_half_read(kind, self._key)
         left_out = _bands_left_out(image, kind, self._data, self._layout)
         if left_out and image.mode in _ALPHA_MODES:
             image = image.convert("L" if image.mode in ("LA", "La") else PLAIN)
         elif kind == "PNG" and "transparency" in image.info:
             image.info["transparency"] = _png_key(image, self._data)
         rgb, name = _to_rgb(image)
-        return rgb, f"{name}, {left_out}" if left_out else name, None
+        return rgb, f"{name}, {left_out}" if left_out else name, half
 
 
 class _Tiff:
@@ -303,16 +304,33 @@ def _png_key(image: Image.Image, data: bytes) -> Any:
     return key
 
 
-def _refuse_half_read(kind: str | None, data: bytes, key: str) -> None:
-    """Refuse colors of more than eight bits, of which Pillow hands out eight, where a range is wanted."""
-    at = data.find(b"\xff\x51", 0, 4096) + 40 if kind == "JPEG2000" else 0
-    deep = (kind == "PNG" and data[24] == 16) or (at > 40 and (data[at] & 127) >= 8)
-    if deep:
-        raise UnreadableImage(
-            key,
-            f"of {kind} colors of more than 8 bits the upper 8 bits are read, so data.range cannot be "
-            "applied; convert it to TIFF, or leave data.range out",
-        )
+def _half_read(
+    image: Image.Image, kind: str | None, data: bytes, layout: tiff.Layout | None
+) -> Values | None:
+    """The values of colors of more than eight bits, of which Pillow hands out the upper eight; else None."""
+    if layout is not None:
+        deep, what = layout.bits > 8, f"uint{layout.bits}"
+    elif kind == "JPEG2000":
+        at = data.find(b"\xff\x51", 0, 4096) + 40  # the depth of the first component, less one
+        deep, what = at > 40 and (data[at] & 127) >= 8, "JPEG 2000 colors"
+    else:
+        deep, what = kind == "PNG" and data[24] == 16, "PNG colors"
+    if not deep:
+        return None
+    bands = image.getextrema()[:3] if image.mode.startswith("RGB") else image.getextrema()[:1]
+    ends = [end for end in bands if isinstance(end, tuple)]
+    low = 256.0 * min(end[0] for end in ends)
+    high = 256.0 * max(end[1] for end in ends) + 255.0
+    width, height = image.size
+    return Values(low, high, (low, high), what, 0.0, 65535.0, 0, width * height)
+
+
+def _refuse_half_read(kind: str | None, key: str) -> None:
+    raise UnreadableImage(
+        key,
+        f"of {kind} colors of more than 8 bits the upper 8 bits are read, so data.range cannot be applied; "
+        "convert it to TIFF, or leave data.range out",
+    )
 
 
 def _deep_gray(image: Image.Image, value_range: Range | None) -> tuple[Image.Image, str, Values]:

@@ -11,17 +11,18 @@ Range = tuple[float, float]
 """The values that become black and white (`data.range`)."""
 
 _SHORT = 65535
-_SAMPLED = 1 << 16  # values that the middle of the distribution is taken from
+_SAMPLED = 1 << 13  # values that the middle of the distribution is taken from: training pays for it too
+_FAR = 0.5  # of the whole span: a value so far from the next one belongs to no picture
 _TAIL = 0.001  # share of the values on either side of it
 
 
 class Values(NamedTuple):
     """What an image of more than eight bits holds, before it is scaled.
 
-    low, high: extremes of what is there; middle: what all but a thousandth on either side lies between; kind:
-    `uint16`, `float32` and so on; least, most: what a file of this kind could hold (None for floats and where
-    the file does not say); missing: pixels without a value (not finite, or the file's own nodata value);
-    pixels: all.
+    low, high: extremes of what is there; middle: what all but a thousandth on either side lies between, and
+    all but a value that is far from the others; kind: `uint16`, `float32` and so on; least, most: what a file
+    of this kind could hold (None for floats and where the file does not say); missing: pixels without a value
+    (not finite, or the file's own nodata value); pixels: all.
     """
 
     low: float
@@ -103,6 +104,8 @@ def _levels(values: NDArray[Any], black: float, white: float, *, cut: bool) -> N
 
 def _absent(values: NDArray[Any], nodata: float | None) -> NDArray[np.bool_] | None:
     """Pixels [H, W] of which any channel is without a value; None where all have one."""
+    if values.dtype.kind != "f" and nodata is None:
+        return None
     absent: NDArray[np.bool_] = np.zeros(values.shape, dtype=np.bool_)
     if values.dtype.kind == "f":
         absent |= ~np.isfinite(values)
@@ -124,7 +127,14 @@ def _limits(dtype: np.dtype[Any], bits: int | None) -> tuple[float | None, float
 
 
 def _middle(there: NDArray[Any]) -> Range:
+    """What all but a thousandth of the values on either side lie between, without a value that is far from
+    all others and occurs again and again: one that stands for none."""
     flat = there.reshape(-1)
-    sample = np.sort(flat[:: max(1, flat.size // _SAMPLED)])
-    last = len(sample) - 1
-    return float(sample[int(_TAIL * last)]), float(sample[last - int(_TAIL * last)])
+    sample = np.sort(flat[:: max(1, flat.size // _SAMPLED)]).astype(np.float64)
+    distinct, counts = np.unique(sample, return_counts=True)
+    if len(distinct) > 2:
+        gaps = np.diff(distinct) > _FAR * (distinct[-1] - distinct[0])
+        first, last = int(gaps[0] and counts[0] > 1), int(gaps[-1] and counts[-1] > 1)
+        sample = sample[first * counts[0] : len(sample) - last * counts[-1]]
+    end = len(sample) - 1
+    return float(sample[int(_TAIL * end)]), float(sample[end - int(_TAIL * end)])
