@@ -27,18 +27,17 @@ from belvedere.nn.spec import SwinSpec
 from belvedere.nn.vit import DropPath, Mlp
 from belvedere.nn.window_attention import WindowAttention
 
-_NORM_EPS = 1e-6
 _INIT_STD = 0.02
 
 
 class PatchEmbed(nn.Module):
     """Images [B, 3, H, W] -> a normed token per patch [B, R, C, D]."""
 
-    def __init__(self, width: int, patch_px: int) -> None:
+    def __init__(self, width: int, patch_px: int, *, eps: float) -> None:
         super().__init__()
         self.patch_px = patch_px
         self.proj = nn.Conv2d(3, width, patch_px, patch_px)
-        self.norm = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(self, images: Tensor) -> Tensor:
         self._refuse_parts(images.shape[-2], images.shape[-1])
@@ -62,9 +61,9 @@ class PatchEmbed(nn.Module):
 class PatchMerging(nn.Module):
     """Maps [B, R, C, D] -> [B, R / 2, C / 2, 2 * D], sides rounded up: four tokens normed and made one."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, eps: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * width, eps=_NORM_EPS)
+        self.norm = nn.LayerNorm(4 * width, eps=eps)
         self.reduction = Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,12 +81,20 @@ class Block(nn.Module):
     """Attention in windows and MLP, each behind a norm and around a residual: [B, R, C, D] -> the same."""
 
     def __init__(
-        self, width: int, heads: int, *, window: int, shift: int, mlp_ratio: float, drop_path: float
+        self,
+        width: int,
+        heads: int,
+        *,
+        window: int,
+        shift: int,
+        mlp_ratio: float,
+        drop_path: float,
+        eps: float,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = WindowAttention(width, heads, window=window, shift=shift)
-        self.norm2 = nn.LayerNorm(width, eps=_NORM_EPS)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
@@ -111,10 +118,11 @@ class Stage(nn.Module):
                 shift=spec.shift_of(stage, number),
                 mlp_ratio=spec.mlp_ratio,
                 drop_path=rate,
+                eps=spec.norm_eps,
             )
             for number, rate in enumerate(rates)
         )
-        self.downsample = PatchMerging(width) if stage < len(spec.blocks) - 1 else None
+        self.downsample = PatchMerging(width, eps=spec.norm_eps) if stage < len(spec.blocks) - 1 else None
 
 
 class Swin(nn.Module):
@@ -126,12 +134,12 @@ class Swin(nn.Module):
     def __init__(self, spec: SwinSpec) -> None:
         super().__init__()
         self.spec, self.width = spec, spec.out_width
-        self.patch_embed = PatchEmbed(spec.embed_width, spec.patch_px)
+        self.patch_embed = PatchEmbed(spec.embed_width, spec.patch_px, eps=spec.norm_eps)
         rates = iter(np.linspace(0.0, spec.drop_path, spec.depth).tolist())
         self.layers = nn.ModuleList(
             Stage(spec, stage, [next(rates) for _ in range(depth)]) for stage, depth in enumerate(spec.blocks)
         )
-        self.norm = nn.LayerNorm(self.width, eps=_NORM_EPS)
+        self.norm = nn.LayerNorm(self.width, eps=spec.norm_eps)
 
     def initialize_(self, generator: torch.Generator) -> None:
         """Fresh weights: linear layers and position tables N(0, 0.02), norms ones and zeros, the patch

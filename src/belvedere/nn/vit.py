@@ -21,7 +21,6 @@ from belvedere.nn.spec.vit import CONV_WIDTHS
 from belvedere.ops.attention import attention
 from belvedere.ops.linear import linear
 
-_NORM_EPS = 1e-6
 _INIT_STD = 0.02
 
 
@@ -73,10 +72,10 @@ class ConvStem(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention; `qkv` has its rows in the order query, key, value, each split by head."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = Linear(width, 3 * width)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.proj = Linear(width, width)
 
     def _split(self, tokens: Tensor, parts: int) -> tuple[Tensor, ...]:
@@ -95,8 +94,9 @@ class Attention(nn.Module):
         """Row 0 of `forward(x)` [B, 1, D], for about a sixth of its work."""
         width = x.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
-        (query,) = self._split(linear(x[:, :1], weight[:width], bias[:width]), 1)
-        key, value = self._split(linear(x, weight[width:], bias[width:]), 2)
+        first, rest = (None, None) if bias is None else (bias[:width], bias[width:])
+        (query,) = self._split(linear(x[:, :1], weight[:width], first), 1)
+        key, value = self._split(linear(x, weight[width:], rest), 2)
         mixed = attention(query, key, value)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
@@ -143,9 +143,9 @@ class Block(nn.Module):
 
     def __init__(self, spec: ViTSpec, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(spec.width, eps=_NORM_EPS)
-        self.attn = Attention(spec.width, spec.heads)
-        self.norm2 = nn.LayerNorm(spec.width, eps=_NORM_EPS)
+        self.norm1 = nn.LayerNorm(spec.width, eps=spec.norm_eps)
+        self.attn = Attention(spec.width, spec.heads, qkv_bias=spec.qkv_bias)
+        self.norm2 = nn.LayerNorm(spec.width, eps=spec.norm_eps)
         self.mlp = Mlp(spec.width, int(spec.width * spec.mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
@@ -175,14 +175,15 @@ class ViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, table + 1, spec.width))
         rates = torch.linspace(0, spec.drop_path, spec.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(spec, rate) for rate in rates)
-        self.norm = nn.LayerNorm(spec.width, eps=_NORM_EPS)
+        self.norm = nn.LayerNorm(spec.width, eps=spec.norm_eps)
 
     def initialize_(self, generator: torch.Generator) -> None:
         """Fresh weights: linear layers, class token, positions N(0, 0.02); convolutions Kaiming (fan in)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=_INIT_STD, generator=generator)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
                 if module.bias is not None:

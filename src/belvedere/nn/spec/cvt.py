@@ -111,6 +111,11 @@ class CvTSpec(Settings):
         return self.sides(px)[-1] ** 2
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.blocks)
+
+    @property
     def num_layers(self) -> int:
         """Layers, roughly."""
         return 14 * self.depth + 4 * len(self.blocks)

@@ -90,6 +90,11 @@ class ResNetSpec(Settings):
         return side * side
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.blocks)
+
+    @property
     def num_layers(self) -> int:
         """Layers, roughly."""
         return (8 if self.block == "bottleneck" else 6) * sum(self.blocks) + 3

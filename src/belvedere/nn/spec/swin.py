@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from belvedere.core.settings import Contradictions, Settings
 from belvedere.nn.spec.count import Count, linear, mlp, norm, times
 from belvedere.nn.spec.refusals import no_class_token, no_whole_patches, norm_of_last_stage
 from belvedere.nn.spec.stages import PerStage
+
+SWIN_EPS = 1e-6
 
 
 class SwinSpec(Settings):
@@ -17,7 +19,8 @@ class SwinSpec(Settings):
     doubles the width. blocks, heads: how many in each stage. window: the side of the windows that attention
     looks at, in cells. image_px fixes windows and shifts for good: a stage whose map at that size is not
     larger than the window takes the whole map as its window and never shifts, whatever the size of the images
-    that come later. drop_path: the last block's rate; linear from 0 over all blocks."""
+    that come later. drop_path: the last block's rate; linear from 0 over all blocks. norm_eps: what every
+    LayerNorm adds to a variance (published: 1e-6; timm's and torchvision's Swins: 1e-5)."""
 
     name: Literal["swin"]
     """The kind of network."""
@@ -37,6 +40,13 @@ class SwinSpec(Settings):
     """Side of the images that windows and shifts are laid out for."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)]
     """Probability that the last block is left out for an image; rises linearly from 0 over the blocks."""
+    norm_eps: Annotated[float, Field(gt=0.0, lt=1.0)] = SWIN_EPS
+    """What every LayerNorm adds to a variance."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = written(self)
+        return {key: value for key, value in values.items() if key != "norm_eps" or value != SWIN_EPS}
 
     def contradictions(self) -> Contradictions:
         if len(self.heads) != len(self.blocks):
@@ -110,6 +120,11 @@ class SwinSpec(Settings):
     def num_patches(self, px: int) -> int:
         """Tokens of the last stage for a square image of `px` pixels, a multiple of `multiple_px`."""
         return self._side(px, len(self.blocks) - 1) ** 2
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.blocks)
 
     @property
     def num_layers(self) -> int:

@@ -127,6 +127,11 @@ class ViLSpec(Settings):
         return self.sides(px)[-1] ** 2
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks of all stages."""
+        return sum(self.blocks)
+
+    @property
     def num_layers(self) -> int:
         """Layers, roughly."""
         return 13 * self.depth + 4 * len(self.blocks)

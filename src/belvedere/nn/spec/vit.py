@@ -14,11 +14,16 @@ CONV_WIDTHS = (48, 96, 192, 384)
 """Channels of the conv stem of the published vitc_4gf and deit_small_convstem."""
 
 
+_OPTIONAL = ("position_margin", "qkv_bias", "norm_eps")
+"""Keys that are left out of what is written where they have their usual value."""
+
+
 class ViTSpec(Settings):
     """A vision transformer. image_px fixes the position table; other sizes resize it. stem `conv` is four
     strided 3x3 convolutions (patch_px must be 16). drop_path: the last block's rate; linear from 0 over
     depth. position_margin: patches that the code of the weights adds to a side when it computes the factor of
-    a resize (Mugs: 0.1); the table is then sampled a little closer together."""
+    a resize (Mugs: 0.1); the table is then sampled a little closer together. qkv_bias: whether queries, keys
+    and values have one. norm_eps: what every LayerNorm adds to a variance."""
 
     name: Literal["vit"]
     """The kind of network."""
@@ -42,12 +47,16 @@ class ViTSpec(Settings):
     position_margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Patches that are added to a side when the factor of a resize of the position table is computed (Mugs:
     0.1)."""
+    qkv_bias: bool = True
+    """Whether queries, keys and values have a bias."""
+    norm_eps: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-6
+    """What every LayerNorm adds to a variance."""
 
     @model_serializer(mode="wrap")
     def _without_unused(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = written(self)
-        unused = [name for name in ("position_margin",) if values.get(name) == 0.0]
-        return {name: value for name, value in values.items() if name not in unused}
+        usual = {name: type(self).model_fields[name].default for name in _OPTIONAL}
+        return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
     def contradictions(self) -> Contradictions:
         if self.width % self.heads:
@@ -94,6 +103,11 @@ class ViTSpec(Settings):
         return (px // self.patch_px) ** 2
 
     @property
+    def num_blocks(self) -> int:
+        """Blocks of all stages."""
+        return self.depth
+
+    @property
     def num_layers(self) -> int:
         """Layers, roughly."""
         return 10 * self.depth + (4 if self.stem == "patch" else 16)
@@ -102,7 +116,7 @@ class ViTSpec(Settings):
     def block_parameters(self) -> int:
         """Parameters of one block."""
         width = self.width
-        attention = linear(width, 3 * width) + linear(width, width)
+        attention = linear(width, 3 * width, bias=self.qkv_bias) + linear(width, width)
         return 2 * norm(width) + attention + mlp(width, times(width, self.mlp_ratio))
 
     @property
