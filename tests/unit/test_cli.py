@@ -579,7 +579,7 @@ def test_evaluate_a_path_that_is_not_there(tmp_path: Path, capsys: Capture) -> N
 def imported(monkeypatch: Patch, calls: list[Any]) -> None:
     """Replace the conversion by one that writes a card only."""
 
-    def import_checkpoint(file: Path, out: Path, *, architecture: str | None) -> Card:
+    def import_checkpoint(file: Path, out: Path, *, architecture: str | None, **others: object) -> Card:
         recipe = load_recipe("tiny/msn")
         card = Card(
             system="msn",

@@ -18,7 +18,6 @@ from belvedere.core import files
 from belvedere.core.errors import WeightsError
 from belvedere.nn.spec import ViTSpec
 from belvedere.nn.spec.vit import VIT_NAMES, vit_spec
-from belvedere.recipe.load import load_recipe
 from belvedere.zoo.convert.vit import vit_spec_of
 from belvedere.zoo.importing import import_checkpoint
 from belvedere.zoo.load import load, load_heads, load_training
@@ -59,8 +58,7 @@ def test_every_tensor_arrives(tmp_path: Path, prefix: str, batch_norm: bool, ste
         assert torch.equal(training[f"student.{ours}"], tensor), name
     assert card.data["epoch"] == 800
     assert card.data["loss"] == 2.5
-    accuracy = load_recipe("msn/vits16", ["data.path=x"]).published.accuracy  # type: ignore[union-attr]
-    assert card.published.items() >= {"recipe": "msn/vits16", **accuracy}.items()
+    assert card.published == {}  # the name is that of a published file, the sizes are not
     assert card.licence is not None
     assert "CC-BY-NC-4.0" in card.licence
     assert (card.features.norm, card.features.blocks, card.std) == ("none", 1, (0.229, 0.224, 0.225))
@@ -79,7 +77,7 @@ def test_every_architecture_is_known_by_its_shapes(name: str) -> None:
         spec = vit_spec(name)
         shapes = _shapes_of(spec)
     assert vit_spec_of(shapes, origin="file") == spec
-    assert vit_spec_of(shapes, origin="file", architecture=name) == spec
+    assert vit_spec_of(shapes, origin="file", named=vit_spec(name)) == spec
 
 
 def _shapes_of(spec: ViTSpec) -> dict[str, tuple[int, ...]]:

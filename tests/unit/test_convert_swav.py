@@ -36,7 +36,7 @@ def test_every_tensor_arrives(tmp_path: Path, wrapped: bool, prefix: str, head: 
     loaded, heads = load(tmp_path / "out"), load_heads(tmp_path / "out")
     same(loaded.backbone.state_dict() | heads, state)
     assert (card.system, card.backbone, card.std) == ("swav", small_resnet(), (0.228, 0.224, 0.225))
-    assert card.published.items() >= {"recipe": "swav/rn50-800ep", "linear": 75.3}.items()
+    assert card.published == {}  # the name is that of a published file, the sizes are not
     assert sorted(card.dropped) == (["amp", "epoch", "optimizer"] if wrapped else [])
     assert "CC-BY-NC" in (card.licence or "")
 

@@ -50,17 +50,17 @@ def test_a_vit_arrives(tmp_path: Path, wrapper: str | None) -> None:
     assert card.dropped["head.weight"] == "the classifier"
     assert card.features.crop_px == 18
     assert card.data.get("epoch") == (3 if wrapper else None)
-    assert "normalization" in card.data
-    assert "norms" not in card.data
+    assert "mean and standard deviation" in card.notes["images"]
+    assert "epsilon of 1e-06, assumed" in card.notes["activation"]
 
 
 def test_a_swin_arrives(tmp_path: Path) -> None:
     card = import_checkpoint(saved(tmp_path, swin()), tmp_path / "out")
     same(load(tmp_path / "out").backbone.state_dict(), drawn(small_swin()))
-    assert card.backbone == small_swin()
+    assert card.backbone == small_swin(norm_eps=1e-5)
     assert "layers.*.blocks.*.attn.relative_position_index" in card.dropped
     assert {"head.fc.weight", "head.fc.bias"} <= card.dropped.keys()
-    assert "epsilon of 1e-5, computed with 1e-6" in card.data["norms"]
+    assert "epsilon of 1e-05, assumed" in card.notes["activation"]
 
 
 def test_a_resnet_asked_for_as_timms(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_settings_of_the_hub_are_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings))
     card = import_checkpoint(tmp_path, tmp_path / "out")
     assert (card.mean, card.std) == ((0.5, 0.5, 0.5), (0.25, 0.5, 0.5))
-    assert "normalization" not in card.data
+    assert "deviation" not in card.notes["images"]
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,7 @@ def test_timms_own_networks_give_the_same(tmp_path: Path, name: str, px: int) ->
     with torch.inference_mode():
         expected = network.forward_head(network.forward_features(images), pre_logits=True)
         found = load(tmp_path / "out").backbone(images).pooled
-    # timm's Swin has another epsilon in its norms
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 if "swin" in name else 1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from belvedere.commands.options import command_parser, path
+from belvedere.commands.options import command_parser, count, path
 from belvedere.core.errors import EXIT_DONE, UsageError
 from belvedere.core.log import say, table
 
@@ -37,6 +37,17 @@ def parser() -> argparse.ArgumentParser:
         help="what it is, where names and shapes leave it open: a recipe (msn/vits16), a system (sela), an "
         "architecture (deit_small), or both (mugs/vit_small); a file that is anything else is refused",
     )
+    parser.add_argument(
+        "--heads",
+        type=count,
+        metavar="N",
+        help="attention heads of a ViT, where neither the file nor what lies beside it says how many",
+    )
+    parser.add_argument(
+        "--prefix",
+        metavar="NAME",
+        help="what the names of the network begin with, where a file holds several (student.backbone)",
+    )
     parser.add_argument("--out", required=True, type=path, metavar="DIR", help="the folder to write")
     return parser
 
@@ -47,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     from belvedere.zoo.network_words import in_words
 
     _refuse_to_replace(args.out, args.file)
-    card = import_checkpoint(args.file, args.out, architecture=args.architecture)
+    card = import_checkpoint(
+        args.file, args.out, architecture=args.architecture, heads=args.heads, prefix=args.prefix
+    )
     parts = {"heads": card.heads_sha256, "for continuing": card.training_sha256}
     rows = [
         ("system", card.system),
@@ -55,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         ("also kept", ", ".join(name for name, there in parts.items() if there) or "nothing"),
         ("licence", card.licence or "not stated"),
         *((f"published: {name}", str(value)) for name, value in card.published.items()),
-        *((f"note: {name}", value) for name, value in card.data.items() if isinstance(value, str)),
+        *((f"note: {name}", value) for name, value in card.notes.items()),
+        *((f"kept: {name}", str(value)) for name, value in card.data.items() if isinstance(value, str | int)),
         *((f"left out: {name}", reason) for name, reason in card.dropped.items()),
     ]
     table(f"{args.file} is now in {args.out}", rows)
@@ -65,9 +79,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _refuse_to_replace(out: Path, file: Path) -> None:
     """Raise UsageError if `out` holds another backbone than one imported from this very file."""
-    from belvedere.core.files import sha256
     from belvedere.zoo.cards import CARD_NAME, read_card
-    from belvedere.zoo.reading import weights_file
+    from belvedere.zoo.reading import source_sha256, weights_file
 
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a directory")
@@ -75,5 +88,5 @@ def _refuse_to_replace(out: Path, file: Path) -> None:
         return
     card = read_card(out / CARD_NAME)
     source = weights_file(file)
-    if not source.is_file() or card.source_sha256 != sha256(source):
+    if not source.is_file() or card.source_sha256 != source_sha256(source):
         raise UsageError(f"--out {out} holds another backbone ({card.source}); give another directory")

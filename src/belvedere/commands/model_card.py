@@ -158,6 +158,8 @@ def _training(card: Card, run: RunFiles, *, curves: bool) -> Iterator[str]:
         unread = run.data_report.get("not_read", 0)
         rows += [("images that could not be read", f"{unread} of {run.data_report.get('tried', '?')} tried")]
     yield from _table(("", ""), rows) if rows else ()
+    if card.notes:
+        yield from _table(("of the imported file", ""), list(card.notes.items()))
     if card.dropped:
         left_out = [(key, reason) for key, reason in card.dropped.items()]
         yield from _table(("left out of the imported file", "because"), left_out)

@@ -37,8 +37,8 @@ class Card(Settings):
     source_sha256 that file's checksum. step: optimization steps it was trained for, if known. published:
     accuracies reported for these weights. value_range: what became black and white in training images of more
     than eight bits (`data.range`), where the run said it. dropped: parts of an imported file that are not
-    kept, with the reason. data: what it was trained on. weights_sha256, heads_sha256, training_sha256: filled
-    in by `export`.
+    kept, with the reason. notes: what was assumed or found out of an imported file. data: what it was trained
+    on. weights_sha256, heads_sha256, training_sha256: filled in by `export`.
     """
 
     system: str
@@ -52,6 +52,7 @@ class Card(Settings):
     step: int | None = None
     published: dict[str, float | str] = Field(default_factory=dict)
     dropped: dict[str, str] = Field(default_factory=dict)
+    notes: dict[str, str] = Field(default_factory=dict)
     data: dict[str, Any] = Field(default_factory=dict)
     value_range: tuple[float, float] | None = None
     weights_sha256: str | None = None

@@ -5,7 +5,7 @@ as Hugging Face writes them. A file is mapped into memory where its format allow
 from __future__ import annotations
 
 import argparse
-import json
+import hashlib
 import pickle
 import struct
 from collections.abc import Iterable, Mapping
@@ -18,11 +18,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from belvedere.core.errors import WeightsError
+from belvedere.core.files import sha256
+from belvedere.zoo.cards import CARD_NAME, WEIGHTS_NAME
 from belvedere.zoo.convert.checkpoint import Checkpoint
+from belvedere.zoo.shards import INDEX_SUFFIX, read_index, read_json, read_shards
+from belvedere.zoo.statement import of_safetensors, of_zip
 
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin")
 """What a folder's weights are called, best first."""
 BESIDE = ("config.json", "preprocessor_config.json")
+_CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors")
 
 _SCALARS = "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool"
 _ZIP = b"PK\x03\x04"
@@ -43,14 +48,40 @@ _LENGTH_BYTES = 8  # of a safetensors file's header, before its `{`
 
 
 def weights_file(path: Path) -> Path:
-    """The file that holds the weights of `path`, a file or a folder of Hugging Face's. Raises `WeightsError`
-    if there is none."""
+    """The file that holds the weights of `path`: a file, or a folder of Hugging Face's, of an export or of
+    belvedere's own; of weights in several files, their index. Raises `WeightsError` if there is none, or if
+    two could be meant."""
     if not path.is_dir():
         return path
+    if (path / CARD_NAME).is_file() and (path / WEIGHTS_NAME).is_file():
+        return path / WEIGHTS_NAME
     for name in FOLDER_FILES:
-        if (path / name).is_file():
-            return path / name
+        single, index = path / name, path / f"{name}{INDEX_SUFFIX}"
+        if single.is_file() and index.is_file():
+            raise WeightsError(
+                f"{path} has {single.name} and {index.name}, which may hold different weights; give the "
+                f"one that is "
+                f"meant: {single} or {index}"
+            )
+        for one in (single, index):
+            if one.is_file():
+                return one
+    others = sorted(one for one in path.iterdir() if one.suffix in _CHECKPOINTS and one.is_file())
+    if len(others) == 1:
+        return others[0]
+    if others:
+        listed = ", ".join(one.name for one in others[:6])
+        raise WeightsError(f"{path} holds {len(others)} checkpoints ({listed}); give the one that is meant")
     raise WeightsError(f"{path} is a folder without {', '.join(FOLDER_FILES)}; give a checkpoint file")
+
+
+def source_sha256(path: Path) -> str:
+    """What identifies the weights that `weights_file` gives: the SHA-256 of the file; of an index, of the
+    SHA-256 of it and of every shard."""
+    if not path.name.endswith(INDEX_SUFFIX):
+        return sha256(path)
+    files = [path, *(path.parent / name for name in sorted(set(read_index(path).values())))]
+    return hashlib.sha256("".join(f"{one.name} {sha256(one)}\n" for one in files).encode()).hexdigest()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -58,11 +89,33 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises `WeightsError` if it is missing, unreadable, damaged, or holds anything but plain data.
     """
-    content = _read_safetensors(path) if _is_safetensors(path) else read_pickle(path)
-    beside = {}
-    if path.name in FOLDER_FILES or path.suffix == ".safetensors":
-        beside = {name: _read_json(path.parent / name) for name in BESIDE if (path.parent / name).is_file()}
-    return Checkpoint(content, path.name, beside)
+    statement = None
+    if path.name.endswith(INDEX_SUFFIX):
+        content: Any = read_shards(path, _read_file)
+    else:
+        content = _read_file(path)
+        statement = of_safetensors(path) if _is_safetensors(path) else of_zip(path)
+    beside, notes = {}, {}
+    if path.name.removesuffix(INDEX_SUFFIX) in FOLDER_FILES or path.suffix == ".safetensors":
+        beside = {name: read_json(path.parent / name) for name in BESIDE if (path.parent / name).is_file()}
+        notes = _not_read(path)
+    elif (path.parent / BESIDE[0]).is_file():
+        known = ", ".join(FOLDER_FILES)
+        notes = {
+            "not read": f"{BESIDE[0]} beside it, which is read for files called {known} or *.safetensors"
+        }
+    return Checkpoint(content, path.name, beside, statement, notes)
+
+
+def _read_file(path: Path) -> Any:
+    return _read_safetensors(path) if _is_safetensors(path) else read_pickle(path)
+
+
+def _not_read(path: Path) -> dict[str, str]:
+    """The same weights in another format, which a folder of Hugging Face's often has too."""
+    names = (*FOLDER_FILES, *(f"{name}{INDEX_SUFFIX}" for name in FOLDER_FILES))
+    others = [name for name in names if name != path.name and (path.parent / name).is_file()]
+    return {"not read": f"{', '.join(others)} beside {path.name}"} if others else {}
 
 
 def read_pickle(path: Path) -> Any:
@@ -132,16 +185,6 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         return dict(load_file(path, device="cpu"))
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{path} is no valid safetensors file: {error}") from error
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} is a {type(content).__name__}, must be an object")
-    return content
 
 
 def _allowed() -> list[Any]:

@@ -19,6 +19,7 @@ from belvedere.core.errors import WeightsError
 from belvedere.core.match import Shape, mismatches, with_nearest
 from belvedere.nn.spec import BackboneSpec
 from belvedere.zoo.cards import Card
+from belvedere.zoo.statement import Statement
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -44,24 +45,47 @@ _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 @dataclass(frozen=True)
 class Checkpoint:
     """A file as read. content: what it holds; origin: its name; beside: the JSON files that lie in its
-    folder (`config.json`, ...), by name."""
+    folder (`config.json`, ...), by name; statement: what an export of belvedere's says in the file itself;
+    notes, counts, dropped: what a card will say of how it was read, of how long it was trained, and of what
+    was left out of it."""
 
     content: Any
     origin: str
     beside: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    statement: Statement | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Asked:
     """What `--as` says, None where it says nothing. name: as it was typed; recipe: a shipped recipe's name,
     which stands for its system and backbone; exact: whether all of the backbone's sizes are meant, those too
-    that a file may say otherwise."""
+    that a file may say otherwise. heads: of `--heads`; prefix: of `--prefix`, what the names of the network
+    begin with."""
 
     name: str | None = None
     system: str | None = None
     backbone: BackboneSpec | None = None
     recipe: str | None = None
     exact: bool = False
+    heads: int | None = None
+    prefix: str | None = None
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What is known of a network that its tensors' shapes leave open; None where nothing is. heads: of a
+    ViT; norm_eps: of its LayerNorms; image_px: the size a Swin was built for; by: who says so."""
+
+    heads: int | None = None
+    norm_eps: float | None = None
+    image_px: int | None = None
+    by: str = "config.json"
+
+
+NOTHING_STATED = Stated()
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,9 @@ def recognises(checkpoint: Checkpoint) -> bool:
     return is_whole or any(_is_network(stored) for stored in state_dicts(content))
 
 
+identifies = recognises
+
+
 def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
     """The teacher's backbone and heads, centers and card, and of a whole file the student and its moments.
 

@@ -17,18 +17,19 @@ from torch import Tensor
 
 from belvedere.core.errors import WeightsError
 from belvedere.nn.spec import FeatureSpec, ViTSpec
+from belvedere.nn.spec.count import times
 from belvedere.zoo.convert.checkpoint import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Asked,
     Checkpoint,
     Converted,
+    Stated,
     named_tensors,
     names_of,
     require_fit,
     shapes_of,
 )
 from belvedere.zoo.convert.described import described
+from belvedere.zoo.convert.images import huggingface_images, unread
 from belvedere.zoo.convert.networks import network_of
 
 SYSTEMS = ("huggingface",)
@@ -67,14 +68,43 @@ _PROJECTIONS = {
     "attention.k_proj": 1,
     "attention.v_proj": 2,
 }
-_FIXED = {"model_type": "vit_msn", "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True}
-"""Settings of `config.json` that belvedere's ViT has in one form."""
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("vit_msn",),
+    "hidden_act": ("gelu", "gelu_python"),
+    "num_channels": (3,),
+}
+"""Settings of `config.json` and the values that belvedere's ViT has; both activations are the exact GELU."""
+_SIZES = {
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "image_size": "image_px",
+    "patch_size": "patch_px",
+    "qkv_bias": "qkv_bias",
+}
+"""Settings that the tensors tell too, and their names in belvedere's description."""
+_USED = ("num_attention_heads", "layer_norm_eps", "intermediate_size", "id2label", *_FIXED, *_SIZES)
+_IRRELEVANT = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "architectures",
+    "torch_dtype",
+    "dtype", "transformers_version", "label2id", "num_labels", "problem_type", "_name_or_path",
+    "name_or_path",
+    "chunk_size_feed_forward", "is_encoder_decoder", "output_attentions", "output_hidden_states",
+    "return_dict",
+    "_attn_implementation", "_attn_implementation_autoset", "attn_implementation", "use_return_dict",
+    "task_specific_params",
+    "encoder_stride",
+)  # fmt: skip
+"""Settings that change nothing of what the network gives of an image outside of training."""
+_KNOWN = (*_USED, *_IRRELEVANT)
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether this is a ViTMSN's state dict."""
     content = checkpoint.content
     return isinstance(content, Mapping) and "embeddings.cls_token" in names_of(content, (_PREFIX,))
+
+
+identifies = recognises
 
 
 def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
@@ -91,11 +121,18 @@ def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
     heads = {name: tensor for name, tensor in stored.items() if name.startswith(_CLASSIFIER)}
     left = {name: tensor for name, tensor in stored.items() if name not in heads.keys() | dropped.keys()}
     backbone = _renamed(left, origin=origin)
-    spec = network_of(backbone, asked, origin=origin, heads=config.get("num_attention_heads"))
+    stated = _stated(config, origin=origin)
+    spec = network_of(backbone, asked, origin=origin, stated=stated)
     assert isinstance(spec, ViTSpec)
+    _require_agreement(config, spec, origin=origin)
     _check_classifier(heads, spec.width, origin=origin)
-    mean, std = _normalization(checkpoint)
+    prepared = huggingface_images(checkpoint.beside.get("preprocessor_config.json", {}), spec, origin=origin)
     data: dict[str, Any] = {}
+    notes = unread(config, _KNOWN, "config.json")
+    if not config:
+        notes["activation"] = (
+            f"exact GELU, and norms with an epsilon of {spec.norm_eps:g}, assumed; no config.json"
+        )
     if heads and isinstance(config.get("id2label"), Mapping):
         data["labels"] = {str(number): str(label) for number, label in config["id2label"].items()}
     card = described(
@@ -106,8 +143,9 @@ def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
         features=FEATURES,
         dropped=dropped,
         data=data,
-        mean=mean,
-        std=std,
+        notes=notes,
+        prepared=prepared,
+        stated=stated,
     )
     return Converted(backbone, heads, card)
 
@@ -146,10 +184,38 @@ def _joined(target: str, parts: Mapping[int, tuple[str, Tensor]], *, origin: str
 
 
 def _check_config(config: Mapping[str, Any], *, origin: str) -> None:
-    for name, value in _FIXED.items():
-        if name in config and config[name] != value:
+    for name, allowed in _FIXED.items():
+        if config.get(name, allowed[0]) not in allowed:
+            words = " or ".join(map(repr, allowed))
             raise WeightsError(
-                f"{origin}: config.json has {name} {config[name]!r}; belvedere's ViT has {value!r}"
+                f"{origin}: config.json has {name} {config[name]!r}; belvedere's ViT has {words}"
+            )
+
+
+def _stated(config: Mapping[str, Any], *, origin: str) -> Stated:
+    """Heads and norms, of which no tensor tells."""
+    heads, eps = config.get("num_attention_heads"), config.get("layer_norm_eps")
+    if heads is not None and (isinstance(heads, bool) or not isinstance(heads, int) or heads < 1):
+        raise WeightsError(
+            f"{origin}: config.json has num_attention_heads {heads!r}, must be a whole number of at least 1"
+        )
+    if eps is not None and (isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps < 1):
+        raise WeightsError(f"{origin}: config.json has layer_norm_eps {eps!r}, must be between 0 and 1")
+    return Stated(heads, None if eps is None else float(eps))
+
+
+def _require_agreement(config: Mapping[str, Any], spec: ViTSpec, *, origin: str) -> None:
+    """Raise `WeightsError` where `config.json` says another size than the tensors have."""
+    ours = {name: getattr(spec, attribute) for name, attribute in _SIZES.items()}
+    ours["intermediate_size"] = times(spec.width, spec.mlp_ratio)
+    for name, value in ours.items():
+        said = config.get(name, value)
+        said = said[0] if isinstance(said, list) and len(set(map(str, said))) == 1 else said
+        if said != value or isinstance(said, bool) != isinstance(value, bool):
+            raise WeightsError(
+                f"{origin}: config.json says {name} {config[name]!r}, the tensors {value!r}; correct "
+                f"config.json, "
+                "or give the file alone in a folder without it"
             )
 
 
@@ -159,19 +225,3 @@ def _check_classifier(heads: Mapping[str, Tensor], width: int, *, origin: str) -
         classes = next(iter(found.values()))[:1] or (1,)
         expected = {f"{_CLASSIFIER}weight": (*classes, width), f"{_CLASSIFIER}bias": classes}
         require_fit(expected, found, "a classifier on the class token", origin=origin)
-
-
-def _normalization(
-    checkpoint: Checkpoint,
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """What `preprocessor_config.json` says; else what MSN was trained with."""
-    settings = checkpoint.beside.get("preprocessor_config.json", {})
-    found = []
-    for name, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
-        values = settings.get(name, usual)
-        if not isinstance(values, list | tuple) or len(values) != 3:
-            raise WeightsError(
-                f"{checkpoint.origin}: preprocessor_config.json has {name} {values!r}, must be three numbers"
-            )
-        found.append((float(values[0]), float(values[1]), float(values[2])))
-    return found[0], found[1]

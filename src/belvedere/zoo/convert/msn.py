@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from belvedere.core.errors import WeightsError
 from belvedere.core.match import Shape
 from belvedere.nn.heads import ProjectionHead
 from belvedere.nn.spec import FeatureSpec, HeadSpec, ViTSpec
@@ -31,8 +32,7 @@ from belvedere.zoo.convert.checkpoint import (
 from belvedere.zoo.convert.described import described
 from belvedere.zoo.convert.moments import moments_of, parameters_of
 from belvedere.zoo.convert.names import BACKBONE, Parts, to_ours
-from belvedere.zoo.convert.networks import backbone_shapes
-from belvedere.zoo.convert.vit import vit_spec_of
+from belvedere.zoo.convert.networks import backbone_shapes, spec_of
 
 SYSTEMS = ("msn",)
 FEATURES = FeatureSpec(
@@ -61,6 +61,9 @@ def recognises(checkpoint: Checkpoint) -> bool:
     return isinstance(content, Mapping) and isinstance(content.get("target_encoder"), Mapping)
 
 
+identifies = recognises
+
+
 def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
     """Backbone, heads and card, and of a whole file the student and its moments.
 
@@ -69,8 +72,9 @@ def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
     content, origin = checkpoint.content, checkpoint.origin
     refuse_unknown(content, ENTRIES, what="MSN's checkpoints", origin=origin)
     state = named_tensors(content["target_encoder"], "target_encoder", origin=origin)
-    named = asked.backbone if isinstance(asked.backbone, ViTSpec) else None
-    spec = vit_spec_of(shapes_of(state), origin=origin, named=named)
+    spec = spec_of(shapes_of(state), asked, origin=origin)
+    if not isinstance(spec, ViTSpec):
+        raise WeightsError(f"{origin} is a {spec.name}; MSN's networks are ViTs")
     heads = {to_ours(name, PARTS): tensor for name, tensor in state.items() if name.startswith(_HEAD)}
     found, expected = shapes_of(state), backbone_shapes(spec) | _head_shapes(shapes_of(state), spec.width)
     if content.get("prototypes") is not None:

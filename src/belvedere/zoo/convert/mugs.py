@@ -66,6 +66,20 @@ _PREFIXES = (MODULE, "backbone.", "encoder.")
 UNREAD = "a third copy of the memory, which nothing reads"
 
 
+def identifies(checkpoint: Checkpoint) -> bool:
+    """Whether something is there that only Mugs has: a memory, a queue, a head or the relation block."""
+    content = checkpoint.content
+    if not isinstance(content, Mapping):
+        return False
+    if any(name in content for name in (*STORES, CENTER)):
+        return True
+    return any(_has_own(names_of(stored, _PREFIXES)) for stored in state_dicts(content))
+
+
+def _has_own(names: set[str]) -> bool:
+    return _is_network(names) and any(name.startswith(_BESIDE) for name in names)
+
+
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether something is there that only Mugs has, or a ViT without a head, which could be Mugs'."""
     content = checkpoint.content

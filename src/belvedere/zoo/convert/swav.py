@@ -58,6 +58,9 @@ def recognises(checkpoint: Checkpoint) -> bool:
     return own and any(name.startswith("layer1.0.conv1.") for name in names)
 
 
+identifies = recognises
+
+
 def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
     """Backbone, heads and card, and of a training file the optimizer's moments.
 

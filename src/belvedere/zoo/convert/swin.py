@@ -2,9 +2,8 @@
 
 timm keeps a stage's halving at the start of the stage after it (`layers.1.downsample`), the authors and this
 project at the end of its own (`layers.0.downsample`). Both may store tables that follow from the sizes, and a
-classifier. LayerNorms of timm's and torchvision's Swins have an epsilon of 1e-5, the published ones of 1e-6:
-features of theirs differ by some 1e-4 of their size; timm's are ours, at the built size, when its norms are
-given 1e-6. At other sizes timm rolls a map before it pads it, which no published network did.
+classifier. LayerNorms of timm's and torchvision's Swins have an epsilon of 1e-5, the published ones of 1e-6.
+At other sizes than the built one timm rolls a map before it pads it, which no published network did.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from belvedere.core.errors import WeightsError
 from belvedere.core.match import Shape, with_nearest
-from belvedere.nn.spec import BackboneSpec, SwinSpec
+from belvedere.nn.spec import SwinSpec
 
 DROPPED = {
     "relative_position_index": "follows from the window",
@@ -26,18 +25,9 @@ DROPPED = {
 }
 """Entries that are not kept, by the last part (`head`: the first part) of their names, and why."""
 
-_OTHER_EPS = {
-    "norms": "made with an epsilon of 1e-5, computed with 1e-6: features differ by some 1e-4 of their size"
-}
-
 _USUAL_PX = 224
 _DOWNSAMPLE = re.compile(r"layers\.(\d+)\.downsample\.")
 _BLOCK = re.compile(r"layers\.(\d+)\.blocks\.(\d+)\.")
-
-
-def told_of_norms(spec: BackboneSpec) -> dict[str, str]:
-    """For the card of a network that timm or torchvision made."""
-    return _OTHER_EPS if isinstance(spec, SwinSpec) else {}
 
 
 def swin_state(stored: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

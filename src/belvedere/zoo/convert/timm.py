@@ -1,53 +1,37 @@
-"""timm's state dicts: ViTs, Swins and ResNets, bare or as training saves them.
+"""timm's state dicts: ViTs, Swins and ResNets, with the `config.json` that its hub keeps beside them.
 
-A ViT and a ResNet have our names there. A Swin has its halvings elsewhere and norms of another epsilon, for
-which see `swin`.
+A ViT and a ResNet have our names there. A Swin has its halvings elsewhere, for which see `swin`. What
+training wraps around a state dict is taken off before (`unwrapping`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from belvedere.core.errors import WeightsError
 from belvedere.nn.spec import BackboneSpec, FeatureSpec
 from belvedere.zoo.convert.checkpoint import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Asked,
     Checkpoint,
     Converted,
+    Stated,
     drop,
     named_tensors,
     names_of,
-    plain_values,
-    refuse_unknown,
-    state_dicts,
 )
 from belvedere.zoo.convert.described import described
+from belvedere.zoo.convert.images import own_px, timm_images, timm_unread
 from belvedere.zoo.convert.networks import family, network_of
 from belvedere.zoo.convert.resnet import with_counts
-from belvedere.zoo.convert.swin import swin_state, told_of_norms
+from belvedere.zoo.convert.swin import swin_state
+from belvedere.zoo.convert.timm_config import SWIN_EPS, VIT_EPS, read_config, require_agreement, settings_of
 
 SYSTEMS = ("timm",)
-WRAPPER = {
-    "optimizer": "belongs to another training loop",
-    "lr_scheduler": "belongs to another training loop",
-    "scaler": "belongs to another training loop",
-    "amp_scaler": "belongs to another training loop",
-    "args": "the command line of the run it comes from",
-    "state_dict_ema": "a running mean of the weights; the weights themselves are kept",
-    "model_ema": "a running mean of the weights; the weights themselves are kept",
-    "epoch": "a count, kept in this card under data",
-    "arch": "a name, kept in this card under data",
-    "version": "a count, kept in this card under data",
-    "metric": "a count, kept in this card under data",
-}
-"""What training files have beside a state dict under `state_dict` or `model`."""
-
 CLASSIFIER = {"head": "the classifier", "fc": "the classifier"}
+_OWN = {"architecture", "model_args", "pretrained_cfg"}
 _FAMILIES = ("vit", "swin", "resnet")
 _NOT_TIMM = (
     "projection_head",
@@ -58,49 +42,80 @@ _NOT_TIMM = (
     "relation_blocks",
     "head_dense",
 )
-_IMAGENET_PX = 224
+
+
+def identifies(checkpoint: Checkpoint) -> bool:
+    """Whether timm's own settings lie beside such a network: in its names alone nothing is timm's."""
+    return bool(_OWN & checkpoint.beside.get("config.json", {}).keys()) and recognises(checkpoint)
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether this is a ViT, a Swin or a ResNet under timm's names, with nothing of another system beside."""
-    return _stored(checkpoint.content) is not None
+    content = checkpoint.content
+    if not isinstance(content, Mapping):
+        return False
+    names = names_of(content)
+    return family(names) in _FAMILIES and not any(name.startswith(_NOT_TIMM) for name in names)
 
 
 def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
     """Backbone and card; the classifier is left out.
 
-    Raises `WeightsError` listing every entry that is missing, unexpected or mis-shaped.
+    Raises `WeightsError` listing every entry that is missing, unexpected or mis-shaped, or if `config.json`
+    asks for what belvedere's network is not.
     """
     return converted(checkpoint, asked, system="timm")
 
 
 def converted(checkpoint: Checkpoint, asked: Asked, *, system: str) -> Converted:
     """A flat state dict of this kind as one of `system`."""
-    content, origin = checkpoint.content, checkpoint.origin
-    stored = _stored(content)
-    if stored is None:
-        raise WeightsError(f"{origin} is no state dict of a ViT, a Swin or a ResNet")
-    dropped: dict[str, str] = {}
-    if stored is not content:
-        known = {"state_dict", "model", *WRAPPER}
-        refuse_unknown(content, known, what="timm's training files", origin=origin)
-        dropped |= {key: reason for key, reason in WRAPPER.items() if key in content}
-    state = named_tensors(stored, "the state dict", origin=origin)
-    backbone, without = ours(state)
-    spec = network_of(backbone, asked, origin=origin)
-    mean, std, told = normalization(checkpoint)
-    data = told | told_of_norms(spec) | (plain_values(content, WRAPPER) if stored is not content else {})
+    if not recognises(checkpoint):
+        raise WeightsError(f"{checkpoint.origin} is no state dict of a ViT, a Swin or a ResNet")
+    state = named_tensors(checkpoint.content, "the state dict", origin=checkpoint.origin)
+    backbone, dropped = ours(state)
+    return from_ours(checkpoint, asked, backbone, dropped, system=system)
+
+
+def from_ours(
+    checkpoint: Checkpoint,
+    asked: Asked,
+    backbone: Mapping[str, Tensor],
+    dropped: Mapping[str, str],
+    *,
+    system: str,
+) -> Converted:
+    """A state dict under our names as a network of timm's or torchvision's making."""
+    origin, kind = checkpoint.origin, family(set(backbone))
+    stated = Stated(norm_eps={"vit": VIT_EPS, "swin": SWIN_EPS}.get(kind or ""))
+    told = _told_of_kind(kind, stated)
+    source, licence, settings = "pooled", None, cast("Mapping[str, Any]", {})
+    if beside := checkpoint.beside.get("config.json", {}):
+        config = read_config(beside, kind, asked, origin=origin)
+        settings = settings_of(beside, origin=origin)
+        source, licence = config.source, settings.get("license")
+        told = ({} if beside.get("architecture") else told) | dict(config.told) | timm_unread(settings)
+        stated = (
+            config.stated
+            if config.stated.norm_eps is not None
+            else Stated(config.stated.heads, stated.norm_eps, config.stated.image_px)
+        )
+    spec = network_of(backbone, asked, origin=origin, stated=stated)
+    if beside:
+        require_agreement(config, spec, origin=origin)
+    prepared = timm_images(settings, spec, interpolation=interpolation(spec), origin=origin)
     card = described(
         checkpoint,
         asked,
         system=system,
         backbone=spec,
-        features=features(spec),
-        dropped=dropped | without,
-        data=data,
-        mean=mean,
-        std=std,
+        features=features(spec, source=source),
+        dropped=dropped,
+        notes=told,
+        prepared=prepared,
+        stated=stated,
     )
+    if isinstance(licence, str):
+        card = card.model_copy(update={"licence": f"{licence}, as config.json says"})
     return Converted(backbone, {}, card)
 
 
@@ -113,36 +128,33 @@ def ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]
     return (with_counts(left) if kind == "resnet" else left), dropped
 
 
-def features(spec: BackboneSpec) -> FeatureSpec:
-    """What such a network's classifier reads, at the size it was built for."""
-    px = spec.image_px if spec.name in ("vit", "swin") else _IMAGENET_PX
-    return FeatureSpec(
-        source="pooled",
-        blocks=1,
-        norm="none",
-        resize_px=max(px, round(px * 256 / 224)),
-        crop_px=px,
-        interpolation="bilinear" if spec.name == "resnet" else "bicubic",
+def features(spec: BackboneSpec, *, source: str = "pooled") -> FeatureSpec:
+    """What such a network's classifier reads, at the size it was built for. source: `mean` of a ViT whose
+    classifier reads the mean of its normed patches."""
+    px = own_px(spec)
+    return FeatureSpec.model_validate(
+        {
+            "source": source,
+            "blocks": 1,
+            "norm": "none" if source == "pooled" else "all",
+            "resize_px": px,
+            "crop_px": px,
+            "interpolation": interpolation(spec),
+        }
     )
 
 
-def normalization(
-    checkpoint: Checkpoint,
-) -> tuple[tuple[float, float, float], tuple[float, float, float], dict[str, Any]]:
-    """Mean and standard deviation: of `config.json` where it lies beside, as timm's hub writes it, else
-    ImageNet's, which the third part then says."""
-    config = checkpoint.beside.get("config.json", {})
-    settings = config.get("pretrained_cfg", config)
-    mean, std = (settings.get(name) for name in ("mean", "std")) if isinstance(settings, Mapping) else (0, 0)
-    if isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3:
-        return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), {}
-    told = "ImageNet's mean and standard deviation are taken; the file does not say which are right"
-    return IMAGENET_MEAN, IMAGENET_STD, {"normalization": told}
+def interpolation(spec: BackboneSpec) -> str:
+    """How such a network's images are resized where nothing is said."""
+    return "bilinear" if spec.name == "resnet" else "bicubic"
 
 
-def _stored(content: Any) -> Mapping[str, Any] | None:
-    for stored in state_dicts(content):
-        names = names_of(stored)
-        if family(names) in _FAMILIES and not any(name.startswith(_NOT_TIMM) for name in names):
-            return stored
-    return None
+def _told_of_kind(kind: str | None, stated: Stated) -> dict[str, str]:
+    """What no shape tells of a network without a `config.json`."""
+    if kind == "resnet":
+        return {"activation": "ReLU, and strides of 2, assumed; the file does not say"}
+    return {
+        "activation": (
+            f"exact GELU, and norms with an epsilon of {stated.norm_eps:g}, assumed; the file does not say"
+        )
+    }

@@ -1,6 +1,6 @@
 """torchvision's state dicts: ResNets, whose names are ours, ViTs and Swins, which have their own.
 
-Its Swins have norms of another epsilon, for which see `swin`.
+LayerNorms of its Swins have an epsilon of 1e-5.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ import re
 from collections.abc import Mapping
 
 from belvedere.zoo.convert.checkpoint import Asked, Checkpoint, Converted, drop, named_tensors, names_of
-from belvedere.zoo.convert.described import described
-from belvedere.zoo.convert.networks import family, network_of
+from belvedere.zoo.convert.networks import family
 from belvedere.zoo.convert.swin import DROPPED as TABLES
-from belvedere.zoo.convert.swin import told_of_norms
-from belvedere.zoo.convert.timm import converted, features, normalization
+from belvedere.zoo.convert.timm import converted, from_ours
 from belvedere.zoo.convert.timm import recognises as is_flat
 
 SYSTEMS = ("torchvision",)
@@ -39,14 +37,20 @@ _FEATURE = re.compile(r"features\.(\d+)\.(.*)")
 _MLP = {"0": "fc1", "3": "fc2"}
 
 
-def recognises(checkpoint: Checkpoint) -> bool:
-    """Whether this is a ResNet, or a ViT or a Swin under torchvision's names."""
+def identifies(checkpoint: Checkpoint) -> bool:
+    """Whether this is a ViT or a Swin under torchvision's names, which no other library has."""
     content = checkpoint.content
     if not isinstance(content, Mapping):
         return False
     names = names_of(content)
-    own = _VIT in names or (_SWIN in names and any("relative_position" in name for name in names))
-    return own or (family(names) == "resnet" and is_flat(checkpoint))
+    return _VIT in names or (_SWIN in names and any("relative_position" in name for name in names))
+
+
+def recognises(checkpoint: Checkpoint) -> bool:
+    """Whether this is a ResNet, or a ViT or a Swin under torchvision's names."""
+    if identifies(checkpoint):
+        return True
+    return is_flat(checkpoint) and family(names_of(checkpoint.content)) == "resnet"
 
 
 def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
@@ -65,20 +69,7 @@ def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
         left, tables = drop(left, TABLES)
         dropped |= tables
         backbone = {_swin_name(name): tensor for name, tensor in left.items()}
-    spec = network_of(backbone, asked, origin=origin)
-    mean, std, told = normalization(checkpoint)
-    card = described(
-        checkpoint,
-        asked,
-        system="torchvision",
-        backbone=spec,
-        features=features(spec),
-        dropped=dropped,
-        data=told | told_of_norms(spec),
-        mean=mean,
-        std=std,
-    )
-    return Converted(backbone, {}, card)
+    return from_ours(checkpoint, asked, backbone, dropped, system="torchvision")
 
 
 def _vit_name(name: str) -> str:

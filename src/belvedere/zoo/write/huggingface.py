@@ -18,6 +18,7 @@ from belvedere.core.files import save_tensors, write_json
 from belvedere.nn.spec import FeatureSpec, ViTSpec
 from belvedere.nn.vit import ViT
 from belvedere.zoo.cards import Card
+from belvedere.zoo.statement import Statement, metadata
 from belvedere.zoo.write.agreement import EXACT, doubled
 from belvedere.zoo.write.huggingface_head import head_of
 from belvedere.zoo.write.huggingface_reading import opened
@@ -80,11 +81,11 @@ def config(spec: ViTSpec, *, classes: tuple[str, ...] | None = None) -> dict[str
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,
-        "layer_norm_eps": 1e-06,
+        "layer_norm_eps": spec.norm_eps,
         "image_size": spec.image_px,
         "patch_size": spec.patch_px,
         "num_channels": 3,
-        "qkv_bias": True,
+        "qkv_bias": spec.qkv_bias,
         "torch_dtype": "float32",
     }
     if classes is not None:
@@ -134,7 +135,8 @@ def _write(folder: Path, outgoing: Outgoing) -> None:
         classes, head = classifier.classes, head_of(classifier, backbone.norm)
         tensors |= {f"classifier.{name}": tensor for name, tensor in head.state_dict().items()}
     plain = {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
-    save_tensors(folder / "model.safetensors", plain, metadata={"format": "pt"})
+    stated = card.model_copy(update={"backbone": spec})
+    save_tensors(folder / "model.safetensors", plain, metadata=metadata(Statement("huggingface", stated)))
     write_json(folder / "config.json", config(spec, classes=classes))
     write_json(folder / "preprocessor_config.json", preprocessor(card))
 

@@ -1,8 +1,9 @@
 """A ViT, ResNet or Swin as timm reads it: `model.safetensors`, and `config.json` for `local-dir:`.
 
-ViTs and ResNets share their names with timm. A Swin's halvings stand at the start of the stage after, and its
-norms need an eps of 1e-6, which `config.json` cannot say: loaded from the folder in one line it has timm's
-1e-5, and what that changes is measured and told beside the comparison that must hold.
+ViTs and ResNets share their names with timm. A Swin's halvings stand at the start of the stage after. An
+epsilon of norms that is not timm's (a published Swin's is 1e-6, timm's 1e-5) cannot stand in `config.json`:
+loaded from the folder in one line the network has timm's, and what that changes is measured and told beside
+the comparison that must hold.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from torch import Tensor, nn
 
 from belvedere.core.errors import WeightsError
 from belvedere.core.files import save_tensors, write_json
-from belvedere.nn.spec import ResNetSpec, SwinSpec, ViTSpec
+from belvedere.nn.spec import BackboneSpec, ResNetSpec, SwinSpec, ViTSpec
 from belvedere.nn.vit import ViT
 from belvedere.zoo.cards import Card
+from belvedere.zoo.convert.timm_config import SWIN_EPS, VIT_EPS
 from belvedere.zoo.network_words import kind_of
+from belvedere.zoo.statement import Statement, metadata
 from belvedere.zoo.write.agreement import EXACT, doubled
-from belvedere.zoo.write.positions import positions_for
+from belvedere.zoo.write.positions import at_size, positions_for
 from belvedere.zoo.write.resnets import named_resnet, resnet_refusal
 from belvedere.zoo.write.target import Outgoing, Side, Target, square
 
-_SWIN_EPS = 1e-6
 _OTHER_EPS = 1e-2
-"""Tolerance of a Swin with timm's own eps: another network, whose distance is told. With drawn weights it is
-5e-5 of images and 2e-4 of flat colour; beyond this no one should load it so."""
+"""Tolerance of a network with timm's own eps: another one, whose distance is told. With drawn weights of a
+Swin it is 5e-5 of images and 2e-4 of flat color; beyond this no one should load it so."""
 _DOWNSAMPLE = re.compile(r"layers\.(\d+)\.downsample\.")
 # width, depth, heads, patch_px of networks that timm has by name
 _VITS = {
@@ -76,6 +78,7 @@ def timm_state(backbone: nn.Module, px: int) -> dict[str, Tensor]:
 def _vit(spec: ViTSpec, px: int) -> tuple[str, dict[str, Any]]:
     own: dict[str, Any] = {"img_size": px} if px != 224 else {}
     own |= {"mlp_ratio": spec.mlp_ratio} if spec.mlp_ratio != 4.0 else {}
+    own |= {} if spec.qkv_bias else {"qkv_bias": False}
     if name := _VITS.get((spec.width, spec.depth, spec.heads, spec.patch_px)):
         return name, own
     sizes = {"embed_dim": spec.width, "depth": spec.depth, "num_heads": spec.heads}
@@ -91,6 +94,13 @@ def _swin(spec: SwinSpec) -> tuple[str, dict[str, Any]]:
         return name, own
     sizes = {"embed_dim": spec.embed_width, "depths": list(spec.blocks), "num_heads": list(spec.heads)}
     return "swin_tiny_patch4_window7_224", {**own, **sizes}
+
+
+def other_eps(spec: BackboneSpec) -> float | None:
+    """The epsilon of a network's norms, where timm's have another; a ResNet's BatchNorms are alike."""
+    if isinstance(spec, ViTSpec):
+        return None if spec.norm_eps == VIT_EPS else spec.norm_eps
+    return spec.norm_eps if isinstance(spec, SwinSpec) and spec.norm_eps != SWIN_EPS else None
 
 
 def _refusal(card: Card) -> str:
@@ -110,7 +120,7 @@ def _write(folder: Path, outgoing: Outgoing) -> None:
     card, px = outgoing.card, _px(outgoing.card)
     state = timm_state(outgoing.backbone, px)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_tensors(folder / "model.safetensors", plain, metadata={"format": "pt"})
+    save_tensors(folder / "model.safetensors", plain, metadata=metadata(Statement("timm", at_size(card, px))))
     name, arguments = architecture(card)
     pretrained = {
         "input_size": [3, px, px],
@@ -167,28 +177,31 @@ def _read_back(folder: Path, outgoing: Outgoing) -> list[Side]:
     def side(what: str, tolerance: float, **more: Any) -> Side:
         return Side(what, ours, partial(theirs, model=made(**more)), tuple(sizes), tolerance, True)
 
-    if not isinstance(spec, SwinSpec):
+    eps = other_eps(spec)
+    if eps is None:
         return [side(what, EXACT)]
-    norm = partial(nn.LayerNorm, eps=_SWIN_EPS)
+    norm = partial(nn.LayerNorm, eps=eps)
     return [side(what, EXACT, norm_layer=norm), side(f"{what}, timm's own eps", _OTHER_EPS)]
 
 
 def _notes(outgoing: Outgoing) -> list[str]:
     spec, crop = outgoing.card.backbone, outgoing.card.features.crop_px
-    if isinstance(spec, SwinSpec):
-        return [
-            "timm's norms have another eps (1e-5) than this network's (1e-6): pass norm_layer as shown. "
+    notes = []
+    if (eps := other_eps(spec)) is not None:
+        notes.append(
+            f"timm's norms have another eps than this network's ({eps:g}): pass norm_layer as shown. "
             "`local-dir:` cannot, and is off by what is told of timm's own eps"
-        ]
+        )
     if isinstance(spec, ViTSpec) and spec.image_px != crop:
-        return [f"the position table of {spec.image_px} px is resized to the card's {crop} px"]
-    return []
+        notes.append(f"the position table of {spec.image_px} px is resized to the card's {crop} px")
+    return notes
 
 
 def _loading(outgoing: Outgoing) -> str:
     name, arguments = architecture(outgoing.card)
     given = "".join(f", {key}={value!r}" for key, value in arguments.items())
-    if not isinstance(outgoing.card.backbone, SwinSpec):
+    eps = other_eps(outgoing.card.backbone)
+    if eps is None:
         return f"""\
 import timm
 from safetensors.torch import load_file
@@ -204,7 +217,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-norm = partial(torch.nn.LayerNorm, eps={_SWIN_EPS})
+norm = partial(torch.nn.LayerNorm, eps={eps:g})
 model = timm.create_model("{name}", num_classes=0, norm_layer=norm{given})
 model.load_state_dict(load_file("DIR/model.safetensors"), strict=True)
 """

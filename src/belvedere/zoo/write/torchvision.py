@@ -6,6 +6,7 @@ ResNets share their names with torchvision; a ViT's are its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from belvedere.core.files import save_tensors
 from belvedere.nn.spec import ResNetSpec, ViTSpec
 from belvedere.nn.vit import ViT
 from belvedere.zoo.cards import Card
+from belvedere.zoo.convert.timm_config import VIT_EPS
 from belvedere.zoo.network_words import kind_of
+from belvedere.zoo.statement import Statement, metadata
 from belvedere.zoo.write.agreement import EXACT, doubled
-from belvedere.zoo.write.positions import positions_for
+from belvedere.zoo.write.positions import at_size, positions_for
 from belvedere.zoo.write.resnets import named_resnet, resnet_refusal
 from belvedere.zoo.write.target import Outgoing, Side, Target, square
 
@@ -54,6 +57,17 @@ def vit_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _with_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With zeros for the bias of queries, keys and values, where there is none."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        found[name] = tensor
+        bias = name.removesuffix("weight") + "bias"
+        if name.endswith("attn.qkv.weight") and bias not in state:
+            found[bias] = tensor.new_zeros(len(tensor))
+    return found
+
+
 def _refusal(card: Card) -> str:
     spec = card.backbone
     if isinstance(spec, ResNetSpec):
@@ -66,11 +80,14 @@ def _refusal(card: Card) -> str:
 def _write(folder: Path, outgoing: Outgoing) -> None:
     backbone, px = outgoing.backbone, outgoing.card.features.crop_px
     if isinstance(backbone, ViT):
-        state = vit_state(positions_for(backbone, px))
+        state = vit_state(_with_bias(positions_for(backbone, px)))
     else:
         state = dict(backbone.state_dict())
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_tensors(folder / "model.safetensors", plain, metadata={"format": "pt"})
+    stated = at_size(outgoing.card, px)
+    if isinstance(stated.backbone, ViTSpec):  # torchvision's attention always has a bias: zeros are written
+        stated = stated.model_copy(update={"backbone": stated.backbone.model_copy(update={"qkv_bias": True})})
+    save_tensors(folder / "model.safetensors", plain, metadata=metadata(Statement("torchvision", stated)))
 
 
 def _read_back(folder: Path, outgoing: Outgoing) -> list[Side]:
@@ -79,7 +96,8 @@ def _read_back(folder: Path, outgoing: Outgoing) -> list[Side]:
     spec, px = outgoing.card.backbone, outgoing.card.features.crop_px
     model: nn.Module
     if isinstance(spec, ViTSpec):
-        model = models.VisionTransformer(**_vit_arguments(spec, outgoing.card))
+        own_eps = {} if spec.norm_eps == VIT_EPS else {"norm_layer": partial(nn.LayerNorm, eps=spec.norm_eps)}
+        model = models.VisionTransformer(**_vit_arguments(spec, outgoing.card), **own_eps)
         model.heads = nn.Identity()
     else:
         assert isinstance(spec, ResNetSpec)
@@ -123,6 +141,8 @@ def _loading(outgoing: Outgoing) -> str:
     spec = outgoing.card.backbone
     if isinstance(spec, ViTSpec):
         arguments = ", ".join(f"{key}={value}" for key, value in _vit_arguments(spec, outgoing.card).items())
+        own_eps = f", norm_layer=partial(torch.nn.LayerNorm, eps={spec.norm_eps:g})"
+        arguments += "" if spec.norm_eps == VIT_EPS else own_eps
         made, last = f"models.VisionTransformer({arguments})", "heads"
     else:
         assert isinstance(spec, ResNetSpec)
@@ -130,8 +150,9 @@ def _loading(outgoing: Outgoing) -> str:
         block = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}[spec.block]
         made = f"models.{name}()" if layers is None else f"models.ResNet(models.resnet.{block}, {layers})"
         last = "fc"
+    imports = "from functools import partial\n\n" if "partial(" in made else ""
     return f"""\
-import torch
+{imports}import torch
 from safetensors.torch import load_file
 from torchvision import models
 
