@@ -8,15 +8,18 @@ import io
 import json
 import socket
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from export_networks import resnet, swin, vit
 from pydantic import TypeAdapter
 from rich.console import Console
+from safetensors.torch import save
 
 from belvedere import cli
 from belvedere.commands import zoo_list
@@ -28,7 +31,8 @@ from belvedere.zoo.catalogue import LICENCES, entries, entry_of_file
 from belvedere.zoo.download import ATTEMPTS, fetch, recorded_sha256
 from belvedere.zoo.network_words import short_name
 
-CONTENT = bytes(range(256)) * 5000
+CONTENT = save({"weight": torch.arange(320_000, dtype=torch.float32)})
+OTHER = save({"weight": torch.zeros(320_000)})
 SUM = hashlib.sha256(CONTENT).hexdigest()
 NAME = "vits16_800ep.pth.tar"
 
@@ -65,7 +69,7 @@ class Handler(BaseHTTPRequestHandler):
         start = 0
         if asked and own.knows_ranges and self.headers.get("If-Range") == own.tag:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
-        if start >= len(own.content):
+        if start and start >= len(own.content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(own.content)}")
             self.send_header("Content-Length", "0")
@@ -133,7 +137,7 @@ def test_parts_of_two_versions_are_never_put_together(server: Server, tmp_path: 
     with pytest.raises(WeightsError, match="broke off"):
         fetch(server.address, tmp_path, pause_s=0)
     if change == "another version":
-        server.content, server.tag = CONTENT[::-1], '"two"'
+        server.content, server.tag = OTHER, '"two"'
     server.knows_ranges = change != "no ranges"
     assert fetch(server.address, tmp_path, pause_s=0).read_bytes() == server.content
 
@@ -152,8 +156,75 @@ def test_a_wrong_hash_keeps_nothing(server: Server, tmp_path: Path) -> None:
     assert not (tmp_path / f"{NAME}.part").exists()
     target = fetch(server.address, tmp_path, expected_sha256=SUM.upper())
     target.write_bytes(b"altered")
+    with pytest.raises(WeightsError, match=r"is no checkpoint: it begins with .*; remove it"):
+        fetch(server.address, tmp_path)
+    target.write_bytes(OTHER)
     with pytest.raises(WeightsError, match="it was altered; remove it"):
         fetch(server.address, tmp_path)
+
+
+@pytest.mark.parametrize("tag", ["", 'W/"weak"', '"one"'])
+def test_a_server_that_always_closes_early_is_given_up(server: Server, tmp_path: Path, tag: str) -> None:
+    server.tag = tag
+    server.breaks = [1000] * 40 if not tag.startswith('"') else [1000, *[0] * 40]
+    with pytest.raises(WeightsError, match="broke off 5 times"):
+        fetch(server.address, tmp_path, pause_s=0)
+    assert len(server.ranges) <= ATTEMPTS + 1
+
+
+def test_a_server_that_moves_by_a_byte_each_time_is_given_up(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "MOST_REQUESTS", 20)
+    server.breaks = [1] * 100
+    with pytest.raises(WeightsError, match=r"broke off 20 times .*20 B are kept"):
+        fetch(server.address, tmp_path, pause_s=0)
+
+
+def _zip(name: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, b"x" * 100)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html><html>please log in", "it is a web page"),
+        (b"\n  <html>", "it is a web page"),
+        (b'<?xml version="1.0"?><Error>AccessDenied</Error>', "it is a web page"),
+        (b'{"error": "not found"}', "it begins with"),
+        (b"Not found", "it begins with"),
+        (b"version https://git-lfs.github.com/spec/v1", "it begins with b'version https:/"),
+        (CONTENT[:-5], "its header announces .* bytes, the file has"),
+        (CONTENT[:20], "its header would be"),
+        (CONTENT + b"more", "its header announces"),
+        (b"\x05\0\0\0\0\0\0\0{abcd", "not that of a safetensors file"),
+        (_zip("readme.txt"), "a zip archive of something else"),
+        (_zip("archive/data.pkl")[:-10], "cut off or damaged"),
+        (b"\x1f\x8b\x08" + bytes(50), "it begins with"),
+    ],
+    ids=range(14),
+)
+def test_what_is_no_checkpoint_is_not_kept(server: Server, tmp_path: Path, content: bytes, told: str) -> None:
+    server.content = content
+    server.knows_ranges = False
+    with pytest.raises(WeightsError, match=f"gives no checkpoint: .*{told}"):
+        fetch(server.address, tmp_path, pause_s=0)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / NAME).write_bytes(content)
+    with pytest.raises(WeightsError, match=f"is no checkpoint: .*{told}.*remove it"):
+        fetch(server.address, tmp_path, pause_s=0)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_what_torch_saves_is_kept(server: Server, tmp_path: Path, new: bool) -> None:
+    file = io.BytesIO()
+    torch.save({"weight": torch.zeros(3)}, file, _use_new_zipfile_serialization=new)
+    server.content = file.getvalue()
+    assert fetch(server.address, tmp_path).read_bytes() == server.content
 
 
 def test_no_room_is_said_before_and_on_the_way(

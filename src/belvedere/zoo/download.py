@@ -23,11 +23,13 @@ from typing import IO, NamedTuple
 
 from belvedere.core.errors import WeightsError
 from belvedere.core.files import free_bytes, readable_size, sha256, sync_file, sync_folder, write_text
+from belvedere.zoo.filekind import unlike_weights
 
 Progress = Callable[[int, int | None], None]
 """Told how many bytes there are, and of how many (None: the server does not say)."""
 
 ATTEMPTS = 5
+MOST_REQUESTS = 1000
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 30.0
 _PAUSE_S = 1.0
@@ -36,10 +38,9 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class _Broken(NamedTuple):
-    """A transfer that ended early. moved: whether anything came."""
+    """A transfer that ended early."""
 
     reason: str
-    moved: bool
 
 
 def fetch(
@@ -52,9 +53,10 @@ def fetch(
 ) -> Path:
     """The file at `address` in `folder`, fetched or found there; goes on with what a stopped call left.
 
-    A transfer that breaks off is taken up again, `ATTEMPTS` times in a row without a byte at most. Raises
-    `WeightsError` if the server cannot be reached or does not have the file, the disk is full, another
-    process fetches the same file, or its SHA-256 is not the one that was recorded or is expected.
+    A transfer that breaks off is taken up again, at most `ATTEMPTS` times in a row without getting further
+    and `MOST_REQUESTS` times in all. Raises `WeightsError` if the server cannot be reached or does not have
+    the file, what it sends is no whole checkpoint, the disk is full, another process fetches the same file,
+    or its SHA-256 is not the one that was recorded or is expected.
     """
     target = folder / address.rpartition("/")[2]
     if target.exists():
@@ -64,9 +66,12 @@ def fetch(
         if target.exists():  # another process has fetched it meanwhile
             return _checked(target, expected_sha256)
         _fill(file, address, target, progress=progress or (lambda done, total: None), pause_s=pause_s)
+        if reason := unlike_weights(part):
+            _discard(part, target)
+            raise WeightsError(f"{address} gives no checkpoint: {reason}; nothing is kept")
         found = sha256(part)
         if expected_sha256 is not None and found != expected_sha256.lower():
-            part.unlink()
+            _discard(part, target)
             raise WeightsError(
                 f"{address} has SHA-256 {found}, expected is {expected_sha256.lower()}: it is another file "
                 "or was altered on its way; nothing is kept"
@@ -77,6 +82,11 @@ def fetch(
         sync_folder(folder)
         _tag(target).unlink(missing_ok=True)
     return target
+
+
+def _discard(part: Path, target: Path) -> None:
+    part.unlink()
+    _tag(target).unlink(missing_ok=True)
 
 
 def recorded_sha256(target: Path) -> str | None:
@@ -97,6 +107,8 @@ def _tag(target: Path) -> Path:
 
 def _checked(target: Path, expected_sha256: str | None) -> Path:
     """A file that is there, if it still is what came."""
+    if reason := unlike_weights(target):
+        raise WeightsError(f"{target} is no checkpoint: {reason}; remove it to fetch it again")
     wanted = (expected_sha256 or recorded_sha256(target) or "").lower()
     found = sha256(target)
     if wanted and found != wanted:
@@ -124,19 +136,28 @@ def _alone(part: Path) -> Iterator[IO[bytes]]:
 
 
 def _fill(file: IO[bytes], address: str, target: Path, *, progress: Progress, pause_s: float) -> None:
-    """Append until the file is whole."""
-    left = ATTEMPTS
-    while True:
+    """Append until the file is whole.
+
+    Only what the next request can go on from counts as getting further: where the server gives a version no
+    name (ETag), each request begins anew, and one that always breaks off would never end.
+    """
+    left, furthest = ATTEMPTS, file.seek(0, 2)
+    for request in range(1, MOST_REQUESTS + 1):
         broken = _transfer(file, address, target, progress=progress)
         if broken is None:
             return
-        left = ATTEMPTS if broken.moved else left - 1
-        if left <= 0:
-            there = readable_size(file.tell())
-            raise WeightsError(
-                f"{address}: the transfer broke off {ATTEMPTS} times ({broken.reason}); {there} are kept, "
-                "and the same command goes on from there"
+        there, goes_on = file.seek(0, 2), _tag(target).exists()
+        left = ATTEMPTS if goes_on and there > furthest else left - 1
+        furthest = max(furthest, there)
+        if left <= 0 or request == MOST_REQUESTS:
+            times = ATTEMPTS if left <= 0 else MOST_REQUESTS
+            kept = (
+                f"{readable_size(there)} are kept, and the same command goes on from there"
+                if goes_on
+                else "the server does not name the version (ETag), so that the same command begins anew; fetch "
+                f"the file elsewhere and put it at {target}, or name another server (--mirror)"
             )
+            raise WeightsError(f"{address}: the transfer broke off {times} times ({broken.reason}); {kept}")
         time.sleep(pause_s)
 
 
@@ -161,12 +182,12 @@ def _transfer(file: IO[bytes], address: str, target: Path, *, progress: Progress
             if error.headers.get("Content-Range") == f"bytes */{start}":
                 return None  # all of it had come before a call was stopped
             _emptied(file)
-            return _Broken("the server has another version of it", moved=False)
+            return _Broken("the server has another version of it")
         raise WeightsError(f"{address}: the server answers {error.code} {error.reason}") from error
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = str(getattr(error, "reason", None) or error) or type(error).__name__
         if file.tell() or isinstance(error, ConnectionResetError | http.client.HTTPException):
-            return _Broken(reason, moved=file.tell() > start)
+            return _Broken(reason)
         raise WeightsError(
             f"{address} cannot be reached ({reason}): this machine seems to be offline. Fetch the file "
             f"elsewhere and give it to `belvedere import`, or put it at {target}"
@@ -227,19 +248,16 @@ def _copied(
     file: IO[bytes], response: http.client.HTTPResponse, total: int | None, *, progress: Progress
 ) -> _Broken | None:
     """Append the answer; None if the file is whole then."""
-    moved = False
     reason = "the server closed the connection"
     progress(file.tell(), total)
     try:
         while chunk := response.read(_CHUNK_BYTES):
             _append(file, chunk)
-            moved = True
             progress(file.tell(), total)
     except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = str(error) or type(error).__name__
         if isinstance(error, http.client.IncompleteRead):
             _append(file, error.partial)
-            moved = moved or bool(error.partial)
     if total is None and reason.startswith("the server closed") and not response.length:
         return None  # the end is all there is to know of its size
-    return None if file.tell() == total else _Broken(reason, moved)
+    return None if file.tell() == total else _Broken(reason)
