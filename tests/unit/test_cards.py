@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -219,9 +220,74 @@ def test_missing_places_say_what_is_missing(tmp_path: Path) -> None:
         ("system: msn\nbackbones: {}", "backbones: Extra inputs"),
         ("system: 3", "system: Input should be a valid string"),
         ("step: 2026-01-01", "cannot be read"),
+        ("system: msn\nstep: .nan", "no valid card|cannot be read"),
+        ("a: &a [x, x]\nb: [*a, *a]", "an alias"),
+        ("data: " + "[" * 400 + "]" * 400, "no valid card|cannot be read"),
+        ("data: " + "[" * 100_000, "cannot be read"),
+        (f"step: {'9' * 5000}", "cannot be read"),
+        ("system: [1, {2: 3}]\nmean: yes", "no valid card"),
     ],
 )
 def test_a_wrong_card_lists_its_mistakes(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "card.yaml").write_text(text)
     with pytest.raises(WeightsError, match=told):
         cards.read_card(tmp_path / "card.yaml")
+
+
+def test_a_card_in_another_encoding_is_named(tmp_path: Path) -> None:
+    export(tmp_path, vit(0), card())
+    whole = (tmp_path / "card.yaml").read_text()
+    (tmp_path / "card.yaml").write_text(whole, encoding="utf-8-sig")
+    assert load(tmp_path).card.published["note"] == "größer"
+    for encoding in ("utf-16", "latin-1"):
+        (tmp_path / "card.yaml").write_text(whole, encoding=encoding)
+        with pytest.raises(WeightsError, match=r"card\.yaml cannot be read"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"width": 64_000_000, "heads": 1}, r"a network of 9\.\d+e\+16 parameters .*this machine has"),
+        ({"depth": 1_000_000_000}, r"1[\d,]+ layers.*this machine has"),
+        ({"width": 10**400, "heads": 1}, "more than 1e300 parameters"),
+        ({"mlp_ratio": 1e300}, "parameters .*this machine has"),
+        ({"image_px": 4 * 10**9}, "parameters .*this machine has"),
+        ({"depth": 40}, "has 30 tensors, its card describes 40 blocks"),
+        ({"depth": 3}, r"missing \(12\): blocks.2"),
+        ({"width": 24}, r"mis-shaped .*cls_token is \[1, 1, 12\], must be \[1, 1, 24\]"),
+    ],
+    ids=str,
+)
+def test_a_network_that_cannot_be_is_refused_before_it_is_built(
+    tmp_path: Path, changes: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(tmp_path, vit(0), card())
+    content = yaml.safe_load((tmp_path / "card.yaml").read_text())
+    content["backbone"] |= changes
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(content))
+
+    def built(spec: Any) -> None:
+        raise AssertionError("it was built")
+
+    monkeypatch.setattr(sys.modules["belvedere.zoo.load"], "build", built)
+    with pytest.raises(WeightsError, match=told):
+        load(tmp_path)
+
+
+def test_images_that_no_memory_holds_are_refused(tmp_path: Path) -> None:
+    px = 10**9
+    large = FeatureSpec(
+        source="cls", blocks=1, norm="none", resize_px=px, crop_px=px, interpolation="bilinear"
+    )
+    export(tmp_path, vit(0), card(features=large))
+    with pytest.raises(WeightsError, match="this machine has"):
+        load(tmp_path)
+
+
+def test_a_weights_file_larger_than_memory_is_not_read(tmp_path: Path) -> None:
+    export(tmp_path, vit(0), card())
+    with (tmp_path / "backbone.safetensors").open("r+b") as file:
+        file.truncate(1 << 43)
+    with pytest.raises(WeightsError, match=r"has 8.0 TiB; this machine has a memory of"):
+        load(tmp_path)

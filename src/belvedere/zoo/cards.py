@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from torch import Tensor, nn
+from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from belvedere.core.errors import WeightsError
 from belvedere.core.files import remove_interrupted, replacing, save_tensors, sha256, write_yaml
@@ -28,6 +29,8 @@ WEIGHTS_NAME = "backbone.safetensors"
 HEADS_NAME = "heads.safetensors"
 TRAINING_NAME = "training.safetensors"
 CARD_NAME = "card.yaml"
+_MOST_CHARACTERS = 4_000_000  # the labels of 20,000 classes are a tenth of it
+_MOST_LEVELS = 50
 
 
 class Card(Settings):
@@ -105,7 +108,9 @@ def export(
 def read_card(path: Path) -> Card:
     """The card in the file `path`. Raises `WeightsError` listing every mistake in it."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+        _check_text(text)
+        content = yaml.safe_load(text)
         return Card.model_validate_json(json.dumps(content))
     except FileNotFoundError as error:
         raise WeightsError(
@@ -117,6 +122,19 @@ def read_card(path: Path) -> Card:
         raise WeightsError(f"{path} is no valid card\n  " + "\n  ".join(mistakes)) from error
     except (OSError, ValueError, yaml.YAMLError, TypeError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
+
+
+def _check_text(text: str) -> None:
+    """Raise ValueError for a text that a reader would spend any time or memory on."""
+    if len(text) > _MOST_CHARACTERS:
+        raise ValueError(f"it has {len(text):,} characters, more than {_MOST_CHARACTERS:,}")
+    level = 0
+    for event in yaml.parse(text):
+        level += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if level > _MOST_LEVELS:
+            raise ValueError(f"it is nested more than {_MOST_LEVELS} levels deep")
+        if isinstance(event, AliasEvent):
+            raise ValueError("it has an alias (*NAME), which may stand for any amount; write it out")
 
 
 def checksum(content: bytes) -> str:

@@ -154,8 +154,8 @@ def _fill(file: IO[bytes], address: str, target: Path, *, progress: Progress, pa
             kept = (
                 f"{readable_size(there)} are kept, and the same command goes on from there"
                 if goes_on
-                else "the server does not name the version (ETag), so that the same command begins anew; fetch "
-                f"the file elsewhere and put it at {target}, or name another server (--mirror)"
+                else "the server names no version (ETag), so that the same command begins anew: fetch"
+                f" the file elsewhere and put it at {target}, or name another server (--mirror)"
             )
             raise WeightsError(f"{address}: the transfer broke off {times} times ({broken.reason}); {kept}")
         time.sleep(pause_s)

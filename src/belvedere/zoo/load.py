@@ -22,6 +22,7 @@ from belvedere.zoo.cards import (
     checksum,
     read_card,
 )
+from belvedere.zoo.room import require_agreement, require_readable, require_room
 
 BACKBONE_FOLDER = "backbone"
 _SUFFIX = ".safetensors"
@@ -110,8 +111,11 @@ def _read_pair(weights: Path) -> tuple[Card, dict[str, Tensor]]:
     """
     card = read_card(weights.parent / CARD_NAME)
     while True:
+        require_room(card, origin=str(weights.parent / CARD_NAME))
         try:
-            return card, _read(weights, card.weights_sha256)
+            tensors = _read(weights, card.weights_sha256)
+            require_agreement(card, tensors, origin=str(weights))
+            return card, tensors
         except WeightsError:
             now = read_card(weights.parent / CARD_NAME)
             if now == card:
@@ -121,6 +125,7 @@ def _read_pair(weights: Path) -> tuple[Card, dict[str, Tensor]]:
 
 def _read(path: Path, expected_sha256: str | None) -> dict[str, Tensor]:
     try:
+        require_readable(path)
         content = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
