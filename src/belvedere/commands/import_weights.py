@@ -54,10 +54,12 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Convert the file and say what came of it."""
+    from belvedere.core.files import try_folder
     from belvedere.zoo.importing import import_checkpoint
     from belvedere.zoo.network_words import in_words
 
     _refuse_to_replace(args.out, args.file)
+    try_folder(args.out)
     card = import_checkpoint(
         args.file, args.out, architecture=args.architecture, heads=args.heads, prefix=args.prefix
     )

@@ -31,6 +31,7 @@ TEMPORARY = ".{name}.{pid}.writing"
 LOCK_NAME = ".lock"
 _CHUNK_BYTES = 1 << 20
 _LONGEST_NAME = 200
+_PROBE_BYTES = 4096
 _SCRATCH, _ENDING = "belvedere-", ".writing"
 _READER_WAIT_S = 10.0
 _MOST_LINKS = 40  # as the kernel
@@ -79,6 +80,21 @@ def check_writable(path: Path) -> None:
             raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, f"the folder {folder} is read-only for this user")
+
+
+def try_folder(folder: Path) -> None:
+    """Raise WriteError if no file can be written to `folder`, or where it is not there yet to the first
+    folder above it that is: one without a name is written and is gone at once. Nothing is created."""
+    with write_errors(folder):
+        place = folder
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is no folder")
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ WEIGHTS_NAME = "backbone.safetensors"
 HEADS_NAME = "heads.safetensors"
 TRAINING_NAME = "training.safetensors"
 CARD_NAME = "card.yaml"
+_SUMS = {
+    "weights_sha256": WEIGHTS_NAME,
+    "heads_sha256": HEADS_NAME,
+    "training_sha256": TRAINING_NAME,
+}
 _MOST_CHARACTERS = 4_000_000  # the labels of 20,000 classes are a tenth of it
 _MOST_LEVELS = 50
 
@@ -80,8 +86,9 @@ def export(
 
     training: tensors by their names in the method's state, for a run that continues.
 
-    Each file is replaced at once and the card comes last: a reader always finds a matching set or, when the
-    writer was killed between two files, a card whose checksum does not hold, which it reports.
+    All files are written beside those that are there and take their places when all are whole, the card last:
+    a disk that fills leaves what was there, and a reader always finds a matching set or, when the writer was
+    killed between two, a card whose checksum does not hold, which it reports.
     """
     remove_interrupted(directory)
     state = backbone.state_dict() if isinstance(backbone, nn.Module) else backbone
@@ -90,15 +97,22 @@ def export(
         TRAINING_NAME: _head_tensors(training or {}),
         WEIGHTS_NAME: _head_tensors(state),
     }
-    sums = {name: _write_tensors(directory / name, kept) if kept else None for name, kept in parts.items()}
-    written = card.model_copy(
-        update={
-            "weights_sha256": sums[WEIGHTS_NAME],
-            "heads_sha256": sums[HEADS_NAME],
-            "training_sha256": sums[TRAINING_NAME],
-        }
-    )
-    write_yaml(directory / CARD_NAME, written.model_dump(mode="json"))
+    is_new = not directory.exists()
+    try:
+        with ExitStack() as last_comes_first:
+            place = last_comes_first.enter_context(replacing(directory / CARD_NAME))
+            sums: dict[str, str | None] = dict.fromkeys(parts)
+            for name, kept in reversed(parts.items()):
+                if kept:
+                    temporary = last_comes_first.enter_context(replacing(directory / name))
+                    save_tensors(temporary, kept)
+                    sums[name] = sha256(temporary)
+            written = card.model_copy(update={key: sums[name] for key, name in _SUMS.items()})
+            write_yaml(place, written.model_dump(mode="json"))
+    except BaseException:
+        if is_new and directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+        raise
     for name, kept in parts.items():
         if not kept:
             (directory / name).unlink(missing_ok=True)
@@ -155,10 +169,3 @@ def _head_tensors(heads: Mapping[str, nn.Module | Tensor]) -> dict[str, Tensor]:
         else:
             flat |= {f"{head}.{name}": _plain(tensor) for name, tensor in value.state_dict().items()}
     return flat
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Replace `path`; returns the SHA-256 of the new file."""
-    with replacing(path) as temporary:
-        save_tensors(temporary, tensors)
-        return sha256(temporary)
