@@ -16,7 +16,6 @@ from rich.table import Table
 
 from belvedere.commands import data_summary
 from belvedere.commands.options import command_parser
-from belvedere.commands.summary import print_summary
 from belvedere.core import log
 from belvedere.engine.progress import LINE_INTERVAL_S, Progress, duration, spoken
 
@@ -393,7 +392,9 @@ def test_a_console_that_lacks_characters_gets_escapes(encoding: str, monkeypatch
     log.output(words)
     log.say(words)
     log.table(words, [(words, words)])
-    print_summary({"unreadable": {}, "knn": _knn(words)})
+    table = Table(words)
+    table.add_row(log.Text(words))
+    log.screen().print(table)
     with Progress(1, images_per_step=1, title=words, show=True) as bar:
         bar.update(1, {"loss": 1.0})
     for stream in streams.values():
@@ -401,11 +402,6 @@ def test_a_console_that_lacks_characters_gets_escapes(encoding: str, monkeypatch
         written = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
         assert r"\udce9" in written
         assert (r"\u65e5\u672c" in written) == (encoding != "utf-8")
-
-
-def _knn(words: str) -> dict[str, Any]:
-    pair = {"label": words, "predicted": words, "share": 0.5}
-    return {"k": 3, "accuracy": 0.5, "confused": [pair]}
 
 
 def test_nothing_is_printed_past_the_module_that_escapes() -> None:

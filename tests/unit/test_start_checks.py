@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from belvedere.core.errors import (
     BelvedereError,
+    CheckpointError,
     MissingPackageError,
     RecipeError,
     RunLockedError,
@@ -21,10 +23,10 @@ from belvedere.core.errors import (
 from belvedere.core.files import DirectoryLock
 from belvedere.recipe.load import load_recipe
 from belvedere.recipe.schema import Recipe
-from belvedere.train import start_checks
+from belvedere.train import disk, start_checks
 from belvedere.train.dry import dry_run
 from belvedere.train.record import Metrics
-from belvedere.train.run import pretrain
+from belvedere.train.run import open_session, pretrain
 from belvedere.train.start_checks import check_start
 
 _BOTH = pytest.mark.parametrize("begin", [pretrain, dry_run])
@@ -157,6 +159,30 @@ def test_a_sink_that_is_not_installed(
 def test_numbers_that_no_machine_has(tmp_path: Path, words: str) -> None:
     with pytest.raises(RecipeError, match=words.partition("=")[0]):
         _recipe(tmp_path, words)
+
+
+@_BOTH
+def test_a_disk_without_room_for_the_checkpoints(
+    tmp_path: Path, begin: Callable[[Recipe], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found out at the first save, everything trained until then would be lost."""
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 1 << 20)
+    with pytest.raises(CheckpointError, match=r"run has 1\.0 MiB free and the run needs \d.*run\.keep_last"):
+        begin(_recipe(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_run_has_written_already_is_not_needed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = open_session(_recipe(tmp_path), torch.device("cpu"))
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 1 << 20)
+    with pytest.raises(CheckpointError):
+        disk.refuse_full_disk(session)
+    (tmp_path / "checkpoints" / "000000005").mkdir(parents=True)
+    with (tmp_path / "checkpoints" / "000000005" / "tensors-0.safetensors").open("wb") as file:
+        file.truncate(disk.needs_of(session).disk)
+    disk.refuse_full_disk(session)
 
 
 def _left_by_a_start(folder: Path) -> None:

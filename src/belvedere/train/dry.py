@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import torch
 
 from belvedere.core import dist
-from belvedere.core.errors import CheckpointError, UsageError
-from belvedere.core.files import free_bytes, readable_size
+from belvedere.core.files import readable_size
 from belvedere.core.log import say, table
 from belvedere.data.room import loading_remark
 from belvedere.engine.progress import spoken
 from belvedere.methods.method import Method
-from belvedere.recipe.estimate import Estimate, estimate
 from belvedere.recipe.schema import Recipe
+from belvedere.train.disk import needs_of, refuse_full_disk
 from belvedere.train.forecast import ending, show_plan
 from belvedere.train.loop import StepReport
 from belvedere.train.run import begin, open_session
@@ -50,7 +46,8 @@ def _dry_run(recipe: Recipe, device: torch.device, *, absent: bool) -> StepRepor
     show_plan(session)
     for remark in session.loader().remarks:
         say(remark)
-    _check_directory(session)
+    table("needs", needs_of(session).table())
+    refuse_full_disk(session)
     if session.step >= session.plan.total_steps:
         say(f"{session.directory} is complete: {session.step} steps; there is no step to try")
         return None
@@ -100,41 +97,3 @@ def _tell_time(session: Session, trial: Trial) -> None:
 
 def _short(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 10 else spoken(seconds)
-
-
-def needs_of(session: Session) -> Estimate:
-    """The needs of a run whose method is built, its parameters and buffers counted."""
-    networks = session.method.networks()
-    teacher = sum(p.numel() for p in networks["teacher"].parameters()) if "teacher" in networks else 0
-    return estimate(
-        session.recipe,
-        session.plan,
-        trained=sum(p.numel() for _, p in session.spread.trained),
-        teacher=teacher,
-        backbone=sum(p.numel() for p in session.method.export().backbone.parameters()),
-        own_bytes=sum(buffer.nbytes for buffer in session.own_state().values()),
-        shared_bytes=sum(buffer.nbytes for buffer in session.shared_state().values()),
-    )
-
-
-def _check_directory(session: Session) -> None:
-    """The run directory can be written, and its disk holds the run's checkpoints."""
-    needs = needs_of(session)
-    table("needs", needs.table())
-    first = _first_that_exists(session.directory)
-    if not os.access(first, os.W_OK):
-        raise UsageError(f"{session.directory} cannot be written: {first} is read-only; set run.dir=DIR")
-    free = free_bytes(first)
-    if free < needs.disk:
-        raise CheckpointError(
-            f"{session.directory} has {readable_size(free)} free and the run needs "
-            f"{readable_size(needs.disk)}; "
-            "free some, set run.dir=DIR, or lower run.keep_last"
-        )
-
-
-def _first_that_exists(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path

@@ -30,6 +30,7 @@ from belvedere.recipe.room import memory_here, refuse_too_large
 from belvedere.recipe.schema import Recipe
 from belvedere.train.dataset_pass import StoppedInPassError, epoch_batches
 from belvedere.train.directory import anew, compare_recipe, write_recipe
+from belvedere.train.disk import refuse_full_disk
 from belvedere.train.export import export_backbone
 from belvedere.train.forecast import Forecast, show_plan
 from belvedere.train.images import open_images, take_images
@@ -82,6 +83,7 @@ def pretrain(recipe: Recipe, *, images: Any = None, ends_process: bool = False) 
         session = open_session(recipe, device, images=images)
         with _locked(session.directory):
             resumed = begin(session)
+            agree(lambda: refuse_full_disk(session), only_main=True)
             agree(lambda: write_recipe(session.recipe, session.directory), only_main=True)
             agree(lambda: keep_roster(session.source, session.directory, anew=not resumed), only_main=True)
             stopped = _train(session, resumed=resumed, ends_process=ends_process)
