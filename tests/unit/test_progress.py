@@ -166,9 +166,9 @@ def test_a_bar_shows_step_eta_speed_waiting_and_numbers() -> None:
         for step in range(1, 31):
             clock.now += 1.0
             bar.update(step, {"loss": 3.21987, "entropy": 2.0}, waited_s=0.1)
-        bar.say("saved " + "x" * 150)
+        bar.say("saved_" + "x" * 150)
     text = screen.file.getvalue()
-    assert "saved " + "x" * 150 in text
+    assert "saved_" + "x" * 150 in text
     for expected in (
         "tiny/msn",
         "━",
@@ -420,3 +420,21 @@ def test_nothing_is_printed_past_the_module_that_escapes() -> None:
                 case _:
                     continue
             pytest.fail(f"{file}:{getattr(node, 'lineno', 0)}: {found}: print by belvedere.core.log")
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_messages_fit_the_terminal_and_commands_stay_whole(width: int) -> None:
+    command = "start with: belvedere pretrain tiny/msn " + "train.epochs=20 " * 12
+    message = "warning: optim.lr.warmup_epochs: " + "the warm-up takes long " * 10 + "\n  and " + "more " * 40
+    path = "/photos/" + "a" * 150
+    screen = Screen(terminal=True, width=width)
+    for text in (message, command.strip(), f"not read: {path}"):
+        log.print_line(screen.console, text)
+    lines = screen.lines
+    long = [line for line in lines if len(line) > width]
+    assert [line.strip() for line in long] == [command.strip(), path]
+    assert " ".join(" ".join(lines).split()) == " ".join(f"{message} {command} not read: {path}".split())
+    assert any(line.startswith("  and more") for line in lines)
+    file = Screen(terminal=False, width=width)
+    log.print_line(file.console, message)
+    assert len(file.lines) == 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -21,6 +22,9 @@ from rich.table import Table
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories: control characters (escape sequences), formats (bidirectional overrides, zero widths),
 lone surrogates (bytes of a name that are not UTF-8), line and paragraph separators."""
+_COMMANDS = ("start with: ", "continue with: ", "next: ", "belvedere ", "torchrun ", "python")
+"""How lines begin that hold a command to copy."""
+_NARROW = 40
 _JOINERS = "\u200c\u200d"  # part of ordinary spelling in Persian, Hindi and emoji
 
 
@@ -110,7 +114,7 @@ def process_rank() -> int:
 
 
 def say(text: str) -> None:
-    """Print one message on the first process, above a live bar if there is one; never wrapped or cut."""
+    """Print one message on the first process, above a live bar if there is one; see `print_line`."""
     if process_rank() == 0:
         print_line(console(), text)
 
@@ -141,5 +145,29 @@ def table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def print_line(target: Console, text: str, *, style: str = "") -> None:
-    """Print `text` word for word: a line of a log stays one line, whatever the width of the screen."""
+    """Print `text` word for word. On a terminal it is folded between words, so that it fits the width; a
+    command to copy is not. Elsewhere a line of a log stays one line."""
+    if target.is_terminal:
+        text = folded(visible(text, lines=True), target.width)
     target.print(Text(text, style=style, lines=True), soft_wrap=True)
+
+
+def folded(text: str, width: int) -> str:
+    """The lines of a message at most `width` wide, but for words that are longer and for commands to copy;
+    what goes on in the next line is indented by two spaces more."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        start = line.lstrip()
+        if len(line) <= width or start.lower().startswith(_COMMANDS):
+            lines.append(line)
+            continue
+        indent = " " * (len(line) - len(start))
+        lines += textwrap.wrap(
+            start,
+            max(width, _NARROW),
+            initial_indent=indent,
+            subsequent_indent=f"{indent}  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
