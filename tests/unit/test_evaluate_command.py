@@ -18,6 +18,7 @@ from eval_fakes import FakeBackbone, FakeCard, feature_spec
 from PIL import Image
 
 from belvedere.cli import main
+from belvedere.data.sources import open_source
 
 Said = pytest.CaptureFixture[str]
 CLASSES = ("blue", "red")
@@ -260,6 +261,20 @@ def test_blank_images_are_no_copies_unless_their_files_are_equal(tmp_path: Path)
     Image.new("RGB", (12, 9), "white").save(data / "blue" / "blank.png")
     assert run(tmp_path, data) == 0
     assert report(tmp_path)["copies"]["images"] == 0
+
+
+def test_archives_of_equal_names_and_sizes_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    archives = []
+    for seed, name in enumerate(("one", "two")):
+        folder = photos(tmp_path / name, seed=seed)
+        for path in list(folder.rglob("*.png")):
+            Image.open(path).save(path.with_suffix(".bmp"))
+            path.unlink()
+        archives.append(shutil.make_archive(str(tmp_path / name), "zip", folder))
+    first, second = (open_source(path) for path in archives)
+    assert first.fingerprint() == second.fingerprint()  # of names, sizes and labels
+    assert run(tmp_path, archives[0], "--val", archives[1]) == 0
+    assert run(tmp_path, archives[0], "--val", archives[0]) == 1
 
 
 def test_a_list_whose_rest_holds_copies_of_it_is_refused(tmp_path: Path, capsys: Said) -> None:

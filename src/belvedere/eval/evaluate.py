@@ -264,6 +264,7 @@ def _check(
         limits.check_k(options.k, bank=bank, queries=num_scored, asked="k" in given)
     if "logistic" in options.protocols and drawn:
         limits.check_shots(options.shots, counts, has_scored=val is not None, asked="shots" in given)
+    if "splits" in given and drawn:
         columns = limits.num_columns(int(getattr(backbone, "width", 1)), card.features)
         limits.check_splits(options.splits, options.shots, counts, columns=columns, num_scored=num_scored)
 

@@ -18,7 +18,7 @@ from belvedere.nn.spec import FeatureSpec
 
 _FLOAT, _DOUBLE = 4, 8
 _COPIES = 4  # of the rows of a column: as they are, preprocessed, and what the solver holds beside them
-_NEIGHBOUR_BYTES = 3 * (_FLOAT + _DOUBLE)  # similarity and row, found, joined and voted with
+_NEIGHBOUR_BYTES = 2 * (_FLOAT + _DOUBLE)  # similarity and row, found and joined
 
 
 def check_k(k: int, *, bank: int, queries: int, asked: bool) -> None:
@@ -28,7 +28,8 @@ def check_k(k: int, *, bank: int, queries: int, asked: bool) -> None:
         raise EvaluationError(
             f"--k {k} asks for more neighbours than the {bank} images that may be neighbours"
         )
-    _fits(f"--k {k}", max(k, *PUBLISHED_K), each=queries * _NEIGHBOUR_BYTES)
+    if k > max(PUBLISHED_K):  # which are looked up in any case
+        _fits(f"--k {k}", k, each=queries * _NEIGHBOUR_BYTES)
 
 
 def check_shots(shots: Sequence[int], counts: NDArray[np.int64], *, has_scored: bool, asked: bool) -> None:

@@ -44,7 +44,8 @@ class Index:
 
     names [N]; labels [N], -1 = none, numbers of the sorted `classes`; columns: what the source noted of each
     entry, [N] each (`size`: bytes); notes: what a person should know, such as skipped folders; meta: facts of
-    the source as a whole; fingerprint: a hash of names, sizes and labels. The arrays are read-only.
+    the source as a whole; fingerprint: a hash of names, sizes and labels; identity: what `open_index` was
+    asked for, with the paths. The arrays are read-only.
     """
 
     names: Names
@@ -54,6 +55,7 @@ class Index:
     notes: tuple[str, ...]
     meta: dict[str, Any]
     fingerprint: str
+    identity: str
 
     def __init__(self, arrays: dict[str, NDArray[Any]], facts: dict[str, Any], *, path: Path | None) -> None:
         """path: the file that the arrays are mapped from, if they are."""
@@ -65,6 +67,7 @@ class Index:
         self.columns = {name.removeprefix("column/"): arrays[name] for name in columns}
         self.classes, self.notes = tuple(facts["classes"]), tuple(facts["notes"])
         self.meta, self.fingerprint = facts["meta"], facts["fingerprint"]
+        self.identity = json.dumps(facts["identity"], sort_keys=True)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -62,7 +62,7 @@ class IndexedSource:
 
     def place(self, index: int) -> tuple[str, int]:
         """What tells an image from all others: of which index it is a row, and which."""
-        return self._index.fingerprint, self._row(index)
+        return self._index.identity, self._row(index)
 
     def fingerprint(self) -> str:
         text = f"{self._index.fingerprint} {self._first} {self._end} {self.classes}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from belvedere.core.errors import DataError
+from belvedere.core.files import readable_size
 
 FILE, LABEL = ("file", "path"), "label"
 PREDICTED, PROBABILITY = "predicted", "probability"
@@ -23,6 +24,7 @@ Without it, labels that stand beside a `probability` are predicted: older files 
 _DELIMITERS = (",", ";", "\t")
 _NO, _YES = ("no", "false", "0", ""), ("yes", "true", "1")
 _LOOKED_AT = 4096
+_LARGEST = 512 << 20
 _UTF16_OR_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 
@@ -119,15 +121,19 @@ def unused_columns(header: Iterable[str] | None) -> list[str]:
 
 def read_text(path: Path) -> str:
     """A text file as UTF-8, without its byte-order mark. Raises DataError for a file that is missing, a
-    folder, in another encoding, or no text."""
+    folder, in another encoding, no text, or endless."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            start = file.read(_LOOKED_AT)
+            if start.startswith(_UTF16_OR_32):
+                raise DataError(f"{path} is no UTF-8 text but UTF-16 or UTF-32; save it as UTF-8")
+            if b"\0" in start:
+                raise DataError(f"{path} is no text: it holds zero bytes")
+            data = start + file.read(_LARGEST)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    if data.startswith(_UTF16_OR_32):
-        raise DataError(f"{path} is no UTF-8 text but UTF-16 or UTF-32; save it as UTF-8")
-    if b"\0" in data[:_LOOKED_AT]:
-        raise DataError(f"{path} is no text: it holds zero bytes")
+    if len(data) > _LARGEST:
+        raise DataError(f"{path} is larger than {readable_size(_LARGEST)}, which no list of images is")
     return data.decode("utf-8-sig", "surrogateescape")
 
 
