@@ -391,6 +391,15 @@ def folder_in_the_way(out: Path) -> None:
     (out / "report.json").mkdir(parents=True)
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder where nobody can write")
+def test_out_where_nobody_can_write(tmp_path: Path, capsys: Said) -> None:
+    data = photos(tmp_path / "photos")
+    assert main(["evaluate", "weights", "--data", str(data), "--out", "/proc/here", "--shots", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "error: /proc/here/splits.json cannot be written" in said
+    assert "features of data" not in said
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from belvedere.core.errors import UsageError
-from belvedere.core.files import check_writable, replacing
+from belvedere.core.files import replacing
 from belvedere.data.sources.dataset import as_source
 from belvedere.data.sources.source import Source
 from belvedere.engine.precision import Precision
 from belvedere.eval.features import Extracted, FeatureCard, Progress, extract
+from belvedere.eval.place import try_writing
 
 FORMATS = (".npz", ".parquet")
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # numpy writes the time of day into its archives
@@ -63,7 +64,7 @@ def check_out(out: Path) -> None:
         raise UsageError(f"--out {out} ends in {out.suffix or 'nothing'!r}; use {' or '.join(FORMATS)}")
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; name a file in it")
-    check_writable(out)
+    try_writing(out)
 
 
 def write_features(out: Path, extracted: Extracted, source: Source) -> None:

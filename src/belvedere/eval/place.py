@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from belvedere.core.errors import UsageError
-from belvedere.core.files import check_writable, sha256
+from belvedere.core.files import check_writable, sha256, write_errors
 from belvedere.core.log import say
 from belvedere.data.sources.labels import named_few
 
 SPLITS, PREDICTIONS, REPORT = "splits.json", "predictions.csv", "report.json"
+_TRIED_BYTES = 1 << 16
 
 
 def written_names(*, splits: bool, predicted: object) -> list[str]:
@@ -45,7 +48,24 @@ def check_out(folder: Path, names: Sequence[str]) -> None:
         if (folder / name).exists():
             say(f"{folder / name} is an earlier evaluation's and stays as it is")
     for name in names:
-        check_writable(folder / name)
+        try_writing(folder / name)
+
+
+def try_writing(path: Path) -> None:
+    """Raise WriteError if a file at `path` cannot be written: a file without a name is, where `path` or the
+    first of its folders that exists lies, so that nothing is left behind."""
+    check_writable(path)
+    if path.exists() and not path.is_file():  # a device or a pipe: what is written there is read
+        return
+    folder = next(each for each in path.absolute().parents if each.exists())
+    with write_errors(path):
+        try:
+            with TemporaryFile(dir=folder) as file:
+                file.write(bytes(_TRIED_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # not about the temporary file's name, which nobody gave
+            raise OSError(error.errno, error.strerror) from error
 
 
 def _is_ours(path: Path) -> bool:
