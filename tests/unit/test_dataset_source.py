@@ -1,6 +1,10 @@
 """Data sets of torch as sources: every kind of item, labels, what is refused, and loader workers."""
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,6 +232,42 @@ def test_a_data_set_that_cannot_be_sent_to_workers_is_refused_with_the_remedy():
     assert drained(dataset, 0)
     with pytest.raises(DataError, match=r"'Items' cannot be sent to loader workers.*run\.workers=0"):
         drained(dataset, 1)
+
+
+SCRIPT = """
+import numpy as np
+import belvedere
+from belvedere.data.loader import Loader
+from test_dataset_source import DATA, VIEW
+class Mine:
+    def __len__(self): return 8
+    def __getitem__(self, index): return np.full((90, 90, 3), index, np.uint8), index % 2
+def main():
+    options = dict(data=DATA, seed=0, global_batch=4, total_steps=2, workers=1)
+    with Loader(belvedere.open_source(Mine()), {"target": VIEW}, **options) as batches:
+        print(len(list(batches)), "batches")
+GUARD
+"""
+
+
+@pytest.mark.parametrize(
+    ("guard", "told"),
+    [("if __name__ == '__main__': main()", "2 batches"), ("main()", "keep what starts training there under")],
+)
+def test_a_data_set_of_the_script_itself_reaches_workers_or_says_what_it_needs(tmp_path, guard, told):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("GUARD", guard))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert told in done.stdout + done.stderr
+    assert (done.returncode == 0) == (told == "2 batches")
 
 
 def test_from_a_data_set_to_a_trained_evaluated_backbone(tmp_path):

@@ -22,6 +22,7 @@ from tiffs import (
 )
 
 from belvedere.data.decode import UnreadableImage, decode, open_image
+from belvedere.data.tiff import bands_of, layout_of
 
 RNG = np.random.default_rng(0)
 
@@ -95,6 +96,24 @@ def test_predictors_as_the_library_undoes_them(values, mode, predictor, rows):
     scale = held - held.min() if mode == "F" else held
     expected = np.rint(scale / (scale.max() if mode == "F" else 65535) * 255)
     assert np.abs(np.array(gray_of(data)).reshape(40, 33) - expected).max() <= 1
+
+
+def test_values_of_every_layout_come_back_as_they_were_written():
+    """Whole numbers of many depths in strips and tiles, together and in planes."""
+    for _ in range(150):
+        bits = int(RNG.choice([1, 2, 4, 8, 10, 12, 14, 16]))
+        shape = (*RNG.integers(1, 50, 2).tolist(), int(RNG.integers(1, 6)))
+        held = RNG.integers(0, 2**bits, shape).astype(np.uint8 if bits <= 8 else np.uint16)
+        options = {
+            "bits": bits,
+            "order": "<>"[RNG.integers(2)],
+            "compression": [NONE, DEFLATE, PACKBITS][RNG.integers(3)],
+            "tile": [None, 16, 32][RNG.integers(3)],
+            "planar": bool(RNG.integers(2)),
+        }
+        data = tiff(held, BLACK_IS_ZERO, **options)
+        layout = layout_of(data)
+        assert np.array_equal(bands_of(data, layout, range(shape[2])), held), options
 
 
 def test_a_big_tiff_is_a_tiff():

@@ -143,6 +143,7 @@ class _Workers:
                 generator=torch.Generator(),  # or torch's global one would be drawn from
             )
             self._batches: Any = iter(loader)
+        self._of_main = _defined_in_main(fetch.source)
         self._stall = stall.Stall(look_s=stall.LOOK_S)
         # multiprocessing's own exit would wait for ever for workers that do not hear SIGTERM
         self._at_exit = partial(_close_if_alive, weakref.ref(self))
@@ -171,7 +172,7 @@ class _Workers:
                 return None
             if isinstance(error, RuntimeError) and not any(sign in told for sign in _SIGNS_OF_DEATH):
                 raise
-            raise DataError(_why_ended(self._exit_codes(), told)) from error
+            raise DataError(_why_ended(self._exit_codes(), told, of_main=self._of_main)) from error
 
     def _waited_for(self) -> list[tuple[int, Any]]:
         """The worker (its number and process) whose batch is the next one, or all where torch keeps no record
@@ -204,8 +205,9 @@ class _Workers:
             self.close()
 
 
-def _why_ended(exit_codes: list[int], told: str) -> str:
-    """What happened to a worker, and what to do. told: torch's words."""
+def _why_ended(exit_codes: list[int], told: str, *, of_main: bool = False) -> str:
+    """What happened to a worker, and what to do. told: torch's words; of_main: the source is defined in the
+    user's script, which workers run too."""
     if _SIGKILL in exit_codes:
         return (
             "a loader worker ended: it was killed (SIGKILL), as the kernel does when memory runs out; lower "
@@ -219,6 +221,12 @@ def _why_ended(exit_codes: list[int], told: str) -> str:
         )
     ended = [f"signal {-code}" if code < 0 else f"exit status {code}" for code in exit_codes if code]
     why = ", ".join(ended) or " ".join(told.split()) or "no reason known"
+    if of_main:
+        return (
+            f"a loader worker ended ({why}): the data set is defined in the script itself, which every worker "
+            "runs too; keep what starts training there under `if __name__ == '__main__':`, move the data set to a "
+            "module, or set run.workers=0"
+        )
     return f"a loader worker ended ({why}); try run.workers=0, which shows errors where they happen"
 
 
@@ -257,7 +265,7 @@ def _piped(fetch: Fetch, wanted: Iterable[Wanted], *, workers: int, pin: bool) -
             pin=pin,
             context=_context(),
             start=_start_worker,
-            why_ended=_why_ended,
+            why_ended=partial(_why_ended, of_main=_defined_in_main(fetch.source)),
         )
 
 
