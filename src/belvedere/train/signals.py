@@ -24,6 +24,7 @@ EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 STEP = "this step"
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+_RETRY_S = 0.1
 _TO_UNWIND_S = 3.0  # for what closes files and workers; then the process ends where it stands
 _ECHO_S = 2.0  # launchers and schedulers send a signal to a group and to its processes: that is one signal
 
@@ -152,9 +153,21 @@ class _Listener:
             return
         self._quits = True
         self._tell(self._request.second_answer())
-        # A handler that ran before this thread heard did not raise, and only a signal ends a wait.
-        signal.pthread_kill(threading.main_thread().ident or 0, number)
-        if self._ends_process and not self._done.wait(_TO_UNWIND_S):
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Have the main thread raise KeyboardInterrupt, and wait until it has left.
+
+        A handler that ran before this thread heard did not raise, and only a signal ends a wait; one that
+        comes just before the wait begins does not, so that it is sent again.
+        """
+        main, deadline = threading.main_thread().ident, time.monotonic() + _TO_UNWIND_S
+        assert main is not None
+        while not self._raised and time.monotonic() < deadline:
+            signal.pthread_kill(main, signal.SIGINT)
+            if self._done.wait(_RETRY_S):
+                return
+        if self._ends_process and not self._done.wait(max(0.0, deadline - time.monotonic())):
             _end_here()
 
     def _tell(self, text: str) -> None:
