@@ -18,6 +18,7 @@ from eval_fakes import FakeBackbone, FakeCard, feature_spec
 from PIL import Image
 
 from belvedere.cli import main
+from belvedere.commands import export_weights
 from belvedere.data.sources import open_source
 
 Said = pytest.CaptureFixture[str]
@@ -109,6 +110,15 @@ def test_a_subset_is_looked_up_in_the_training_part(
     found = report(tmp_path)
     assert (found["knn"]["accuracy"], found["val"]["labelled"]) == first
     assert "the held-out part of --data: 8 images" in capsys.readouterr().err
+
+
+def test_a_classifier_to_export_is_fitted_on_the_training_part(tmp_path: Path) -> None:
+    data = divided(tmp_path / "photos")
+    (tmp_path / "list.txt").write_text("blue_0.png\nred_3.png\n")
+    words = ["weights", "--to", "onnx", "--out", str(tmp_path / "x"), "--data", str(data), "--classifier"]
+    args = export_weights.parser().parse_args([*words, "--subset", str(tmp_path / "list.txt")])
+    source = export_weights._opened(args)
+    assert [source.key(index) for index in range(2)] == ["train/blue/blue_0.png", "train/red/red_3.png"]
 
 
 def test_a_subset_of_the_test_part_is_scored_on_the_rest_of_it(tmp_path: Path) -> None:

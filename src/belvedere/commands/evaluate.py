@@ -211,7 +211,7 @@ def _opened_data(
 ) -> tuple[Source, Source | None]:
     """--data with its labels; with --subset and a divided source its training part, and the part to score."""
     from belvedere.data.sources import open_source, with_labels
-    from belvedere.data.sources.places import is_divided
+    from belvedere.data.sources.places import is_divided, part_of
     from belvedere.data.sources.ranged import refuse_range_without_effect
 
     def part(split: str | None) -> Source:
@@ -233,16 +233,8 @@ def _opened_data(
     if args.split is None:
         say("looking up the images of --subset in the training part of --data")
     parts = [part(split) for split in (("train", "test") if args.val is None else ("train",))]
-    train, *others = parts if args.labels is None else [_part_of(data, each) for each in parts]
+    train, *others = parts if args.labels is None else [part_of(data, each) for each in parts]
     return train, next(iter(others), None)
-
-
-def _part_of(whole: Source, part: Source) -> Source:
-    """The images of `whole`, with its labels, that are in `part`."""
-    from belvedere.data.sources import subset
-
-    keys = {part.key(index) for index in range(len(part))}
-    return subset(whole, [index for index in range(len(whole)) if whole.key(index) in keys])
 
 
 def _rest(data: Source, listed: Source) -> Source:

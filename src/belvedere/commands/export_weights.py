@@ -144,11 +144,18 @@ def _refuse_ineffective(args: argparse.Namespace) -> None:
 
 def _opened(args: argparse.Namespace) -> Source:
     from belvedere.data.sources import from_list, open_source, with_labels
+    from belvedere.data.sources.places import is_divided, part_of
 
     source = open_source(args.data, split=args.split, label=args.label, image=args.image)
     if args.labels is not None:
         source = with_labels(source, args.labels)
-    return source if args.subset is None else from_list(source, args.subset)
+    if args.subset is None:
+        return source
+    if args.split is None and is_divided(source):
+        say("looking up the images of --subset in the training part of --data")
+        train = open_source(args.data, split="train", label=args.label, image=args.image)
+        source = part_of(source, train)
+    return from_list(source, args.subset)
 
 
 def _real_images(source: Source, card: Card, px: int) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from belvedere.data.sources.indexed import IndexedSource
 from belvedere.data.sources.listing import ListSource
 from belvedere.data.sources.mixed import Mixed
 from belvedere.data.sources.names import encode_path
-from belvedere.data.sources.source import Selected, Source
+from belvedere.data.sources.source import Selected, Source, subset
 
 
 def places(source: Source, indices: NDArray[np.int64]) -> list[Hashable | None]:
@@ -46,6 +46,12 @@ def is_divided(source: Source) -> bool:
     if isinstance(source, ListSource):
         return bool(source.index.meta.get("divided"))
     return isinstance(source, FolderSource | IndexedSource) and source.divided
+
+
+def part_of(whole: Source, part: Source) -> Source:
+    """The images of `whole`, with its labels, that are in `part`, a split of the same source."""
+    keys = {part.key(index) for index in range(len(part))}
+    return subset(whole, [index for index in range(len(whole)) if whole.key(index) in keys])
 
 
 def _of_file(folder: str, key: str) -> Hashable | None:
