@@ -223,9 +223,9 @@ def _why_ended(exit_codes: list[int], told: str, *, of_main: bool = False) -> st
     why = ", ".join(ended) or " ".join(told.split()) or "no reason known"
     if of_main:
         return (
-            f"a loader worker ended ({why}): the data set is defined in the script itself, which every worker "
-            "runs too; keep what starts training there under `if __name__ == '__main__':`, move the data set to a "
-            "module, or set run.workers=0"
+            f"a loader worker ended ({why}): the data set is defined in the script itself, which every "
+            "worker runs too; keep what starts training there under `if __name__ == '__main__':`, move the "
+            "data set to a module, or set run.workers=0"
         )
     return f"a loader worker ended ({why}); try run.workers=0, which shows errors where they happen"
 
