@@ -403,14 +403,17 @@ def test_a_flat_folder_is_kept_as_text_and_equal_copies_only_without_near(tmp_pa
     assert file.read_text() == "as it was"
 
 
+@pytest.mark.parametrize(
+    ("train", "val"), [("train", "val"), ("Train", "Test"), ("wrap/training", "wrap/validation")]
+)
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
-def test_a_divided_folder_keeps_its_parts(tmp_path: Path, ending: str) -> None:
-    for number, name in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
+def test_a_divided_folder_keeps_its_parts(tmp_path: Path, ending: str, train: str, val: str) -> None:
+    for number, name in enumerate((f"{train}/cat", f"{train}/dog", f"{val}/cat", f"{val}/dog")):
         (tmp_path / "set" / name).mkdir(parents=True)
         scene(number).save(tmp_path / "set" / name / "x.png")
     file = tmp_path / f"good{ending}"
     checked(tmp_path, tmp_path / "set", "--keep", file)
-    for split, name in (("train", "train"), ("test", "val")):
+    for split, name in (("train", train), ("test", val)):
         kept = open_source(str(file), split=split)
         assert [kept.key(index) for index in range(len(kept))] == [
             f"set/{name}/{each}/x.png" for each in ("cat", "dog")

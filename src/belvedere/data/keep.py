@@ -100,7 +100,7 @@ def write_kept(file: Path, source: Source, indices: NDArray[np.int64]) -> None:
     if bool((given != UNLABELLED).any()):
         columns["label"] = [source.classes[label] if label >= 0 else None for label in given.tolist()]
     if isinstance(source, FolderSource) and source.divided:
-        columns["split"] = [source.key(int(index)).partition("/")[0] for index in indices]
+        columns["split"] = [source.part(int(index)) for index in indices]
     content = _content(file.suffix.lower(), columns).encode("utf-8", "surrogateescape")
     _check_content(content, file, columns)
     write_bytes(file, content)

@@ -35,6 +35,12 @@ class FolderSource:
         self.classes, self.labels = index.classes, index.labels
         self.skipped, self.divided = index.notes, bool(index.meta["divided"])
 
+    def part(self, index: int) -> str | None:
+        """The part that an image is of, where the folder is divided: `train`, `val` or `test`."""
+        name = self.index.names[index]
+        parts: dict[str, str] = self.index.meta.get("parts", {})
+        return next((part for folder, part in parts.items() if name.startswith(f"{folder}/")), None)
+
     def __reduce__(self) -> tuple[Callable[..., FolderSource], tuple[Path, Index]]:
         return FolderSource, (self.root, self.index)  # the arrays are the index's, which workers map
 
@@ -75,6 +81,7 @@ def _find(root: Path, split: str | None, writer: IndexWriter) -> None:
     except OSError as error:
         raise DataError(f"{root} (data.path) cannot be opened: {error.strerror}") from error
     writer.meta["divided"] = len(set(layout.parts.values())) > 1
+    writer.meta["parts"] = dict(layout.parts)
     if layout.note is not None:
         writer.note(layout.note)
     part, left = part_wanted(layout.parts.values(), split, str(root)), Left()
