@@ -121,6 +121,22 @@ def test_a_classifier_to_export_is_fitted_on_the_training_part(tmp_path: Path) -
     assert [source.key(index) for index in range(2)] == ["train/blue/blue_0.png", "train/red/red_3.png"]
 
 
+def test_the_rows_of_a_subset_are_those_of_parquets_training_part(tmp_path: Path) -> None:
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    folder = divided(tmp_path / "photos")
+    (tmp_path / "table").mkdir()
+    for part in ("train", "test"):
+        files = sorted((folder / part).rglob("*.png"))
+        rows = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+        table = pa.table({"image": rows, "label": [file.parent.name for file in files]})
+        pq.write_table(table, tmp_path / "table" / f"{part}-00000.parquet")
+    (tmp_path / "list.txt").write_text("train-00000/0\ntrain-00000/7\n")
+    assert run(tmp_path, tmp_path / "table", "--subset", tmp_path / "list.txt") == 0
+    assert (report(tmp_path)["training"]["images"], report(tmp_path)["scored"]) == (2, 8)
+    (tmp_path / "list.txt").write_text("test-00000/0\ntrain-00000/7\n")
+    assert run(tmp_path, tmp_path / "table", "--subset", tmp_path / "list.txt") == 1
+
+
 def test_a_subset_of_the_test_part_is_scored_on_the_rest_of_it(tmp_path: Path) -> None:
     data = divided(tmp_path / "photos")
     (tmp_path / "list.txt").write_text("blue_0.png\nred_3.png\n")

@@ -73,7 +73,9 @@ def open_parquet(
         index = open_index(identity, build, describe=f"and unpacking {path}", kept_from=0)
         reader = BlockReader(Path(index.meta["block"]))  # before another process may remove it
     name = Path(every[0]).stem if len(every) == 1 else Path(path.rstrip("/*")).stem
-    return rows_of_split(name, index, reader, split=None, where=path)
+    source = rows_of_split(name, index, reader, split=None, where=path)
+    source.divided = len({part_of_file(file) for file in every} - {""}) > 1
+    return source
 
 
 def is_parquet_folder(folder: Path) -> bool:
