@@ -17,6 +17,8 @@ import pytest
 
 from belvedere import cli
 from belvedere.core.files import replacing
+from belvedere.data.fetch import Fetched
+from belvedere.data.loader import Loader
 from belvedere.data.sources import FolderSource
 from belvedere.engine.state import find
 from belvedere.recipe.load import load_recipe
@@ -243,6 +245,29 @@ def test_a_second_signal_ends_a_run_that_goes_on_from_its_last_save(
     names = ("run", "whole")
     one, two = ((tmp_path / name / "backbone" / "backbone.safetensors").read_bytes() for name in names)
     assert one == two
+
+
+def test_a_signal_in_the_pass_before_an_epoch_ends_the_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe("tiny/deepcluster", [*SMALL, f"run.dir={tmp_path}"])
+    note = Loader._note
+
+    def noted(self: Loader, fetched: Fetched) -> None:
+        note(self, fetched)
+        if self.asked == 180:
+            send(signal.SIGINT)
+            time.sleep(0.3)
+
+    monkeypatch.setattr(Loader, "_note", noted)
+    outcome = pretrain(recipe)
+    assert (outcome.stopped, outcome.step) == (True, 0)
+    told = capsys.readouterr().err
+    assert (
+        "SIGINT: finishing a batch of the pass over the images that epoch 0 begins with, then saving" in told
+    )
+    monkeypatch.undo()
+    assert pretrain(recipe).step == 10
 
 
 # Other commands, and what of `pretrain` comes before its steps
