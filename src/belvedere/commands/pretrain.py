@@ -53,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check recipe, images, memory and disk, print the plan, take one real step, write nothing",
+        help="check recipe, images, memory and disk, print the plan, take the first step, tell how long the "
+        "run will take; write nothing",
     )
     return parser
 
