@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -140,6 +141,16 @@ def test_a_run_says_its_plan_at_once_and_when_it_ends(
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "plan"
     assert any("1,344 images x 3 epochs = 9 steps, about" in line for line in told)
+
+
+def test_the_plan_is_told_before_networks_are_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("belvedere.train.session.build_method", lambda recipe: sys.exit("building"))
+    for start in (pretrain, dry_run):
+        with pytest.raises(SystemExit, match="building"):
+            start(recipe(tmp_path / "run"))
+        assert capsys.readouterr().err.startswith("plan\n")
 
 
 def test_the_end_is_told_once_and_never_before_it_is_known() -> None:

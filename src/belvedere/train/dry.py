@@ -12,7 +12,7 @@ from belvedere.engine.progress import spoken
 from belvedere.methods.method import Method
 from belvedere.recipe.schema import Recipe
 from belvedere.train.disk import needs_of, refuse_full_disk
-from belvedere.train.forecast import ending, show_plan
+from belvedere.train.forecast import ending, show_notes, show_plan
 from belvedere.train.loop import StepReport
 from belvedere.train.run import begin, open_session
 from belvedere.train.session import Session, choose_device
@@ -41,9 +41,9 @@ def dry_run(recipe: Recipe) -> StepReport | None:
 
 
 def _dry_run(recipe: Recipe, device: torch.device, *, absent: bool) -> StepReport | None:
-    session = open_session(recipe, device)
+    session = open_session(recipe, device, planned=show_plan)
     begin(session, read_only=True)
-    show_plan(session)
+    show_notes(session)
     for remark in session.loader().remarks:
         say(remark)
     table("needs", needs_of(session).table())

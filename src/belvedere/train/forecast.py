@@ -13,13 +13,17 @@ _STEPS = 5  # after the first, which compiles and fills the workers
 _LONG_S = 20.0  # of so long a time fewer steps say enough
 
 
-def show_plan(session: Session) -> None:
-    """Print what the run will be, and what is to be known of it."""
-    table("plan", session.plan.table())
+def show_plan(plan: Plan) -> None:
+    """Print what the run will be, before its networks are built, and what of it is probably not meant."""
+    table("plan", plan.table())
+    for warning in plan.warnings:
+        say(f"warning: {warning}")
+
+
+def show_notes(session: Session) -> None:
+    """Print what is to be known of a run's images and of the state that it begins with."""
     if session.report.num_unreadable:
         say(f"{session.report.num_unreadable} of {session.report.num_tried} images tried cannot be read")
-    for warning in session.plan.warnings:
-        say(f"warning: {warning}")
     for note in session.notes:
         say(note)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +24,15 @@ from belvedere.engine.health import measure
 from belvedere.engine.progress import Progress
 from belvedere.engine.watch import Watch
 from belvedere.methods.method import Clock
+from belvedere.recipe.plan import Plan, run_dir
 from belvedere.recipe.plan import plan as make_plan
-from belvedere.recipe.plan import run_dir
 from belvedere.recipe.room import memory_here, refuse_too_large
 from belvedere.recipe.schema import Recipe
 from belvedere.train.dataset_pass import StoppedInPassError, epoch_batches
 from belvedere.train.directory import anew, compare_recipe, write_recipe
 from belvedere.train.disk import refuse_full_disk
 from belvedere.train.export import export_backbone
-from belvedere.train.forecast import Forecast, show_plan
+from belvedere.train.forecast import Forecast, show_notes, show_plan
 from belvedere.train.images import open_images, take_images
 from belvedere.train.loop import BadStepError, StepReport, Wish, steps
 from belvedere.train.record import METRICS_NAME, Metrics
@@ -80,7 +80,7 @@ def pretrain(recipe: Recipe, *, images: Any = None, ends_process: bool = False) 
     try:
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
-        session = open_session(recipe, device, images=images)
+        session = open_session(recipe, device, images=images, planned=show_plan)
         with _locked(session.directory):
             resumed = begin(session)
             agree(lambda: refuse_full_disk(session), only_main=True)
@@ -109,7 +109,12 @@ def begin(session: Session, *, read_only: bool = False) -> bool:
     return resumed
 
 
-def open_session(recipe: Recipe, device: torch.device, *, images: Any = None) -> Session:
+def _unseen(plan: Plan) -> None: ...
+
+
+def open_session(
+    recipe: Recipe, device: torch.device, *, images: Any = None, planned: Callable[[Plan], None] = _unseen
+) -> Session:
     """Meet reality: check the start, find the images, lay out the plan, build the method. Writes nothing."""
     agree(lambda: check_start(recipe), only_main=True)
     recipe, source, notes = open_images(recipe) if images is None else take_images(recipe, images)
@@ -121,6 +126,7 @@ def open_session(recipe: Recipe, device: torch.device, *, images: Any = None) ->
     notes += agree(
         lambda: refuse_too_large(recipe, plan, memory_here(device.type), elsewhere=elsewhere), only_main=False
     )[dist.rank()]
+    planned(plan)  # before networks are built, which takes a while where they are large
     session = Session.start(recipe, plan, source, report, device)
     told = remarks(source)
     gone += [f"data: {remark}" for remark in told[:_TOLD]]
@@ -153,7 +159,7 @@ def _train(session: Session, *, resumed: bool, ends_process: bool) -> bool:
     """Train to the plan's end, saving and reporting on the way; true if a signal ended it before. resumed:
     whether the state it begins with is on disk."""
     plan = session.plan
-    show_plan(session)
+    show_notes(session)
     if dist.is_main():
         write_json(session.directory / "plan.json", plan.to_dict())
     if session.step >= plan.total_steps:
