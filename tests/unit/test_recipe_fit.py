@@ -96,7 +96,8 @@ def test_the_needs_of_a_run_without_teacher_and_with_a_queue() -> None:
     assert (needs.moments, needs.own_state) == (4000, 500)
     assert needs.checkpoint == 4 * 2 * 1000 + 2 * 500
     assert needs.held == 3 * 4000 + 500
-    assert needs.memory == needs.held + needs.views + needs.process + needs.loss + needs.activations
+    peak = needs.memory - needs.held - needs.views - needs.process
+    assert peak == pytest.approx(1.25 * (needs.loss + needs.activations), abs=2)
     rows = dict(needs.table())
     assert "LARC momentum" in rows
     assert "queue or bank" in rows

@@ -166,7 +166,8 @@ def test_the_needs_of_a_run() -> None:
     assert needs.held == 4000 + 4000 + 8000 + 3600
     assert needs.memory == needs.held + needs.estimated
     # with micro-batches the heads' part is over before activations are kept
-    assert needs.estimated == needs.views + needs.process + max(needs.loss, needs.activations)
+    peak = needs.estimated - needs.views - needs.process
+    assert peak == pytest.approx(1.25 * max(needs.loss, needs.activations), abs=2)
     assert any("estimate" in name for name, _ in needs.table())
     double = planned("train.precision=float64")
     assert estimate(double.recipe, double, trained=1000, teacher=900, backbone=800).parameters == 8000

@@ -3,7 +3,7 @@
 Parameters, gradients, moments and checkpoints are exact counts. The rest is an estimate: what a backbone
 keeps for its backward pass (and, in bf16, autocast's copies of the parameters), the batches that are there at
 once, features, heads and loss of the whole batch, and what the process takes for itself. A compiler's savings
-and an allocator's waste are left out.
+are left out.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ values, the attention's output, the input of the second half; the MLP's hidden l
 after its activation) and counted apart."""
 _PROCESS_BYTES = {"cpu": 860 << 20, "cuda": 600 << 20}
 """Libraries on a CPU; what CUDA takes of a device's memory for a process."""
+_IN_PASSING = 1.25
+"""The peak of a step against what is kept for its backward pass: gradients and intermediate results come and
+go beside it, and an allocator wastes some (measured, docs/results.md)."""
 CHUNK = 1 << 24
 """Logits of a chunk, where a loss takes them so (`ops.cross_entropy`)."""
 _LAST_WIDTHS = 4
@@ -66,7 +69,7 @@ class Estimate:
     def estimated(self) -> int:
         """What comes to it at the peak of a step."""
         peak = max(self.loss, self.activations) if self.apart else self.loss + self.activations
-        return self.views + self.process + peak
+        return self.views + self.process + int(_IN_PASSING * peak)
 
     @property
     def memory(self) -> int:
