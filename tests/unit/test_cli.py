@@ -610,7 +610,7 @@ def test_import_says_what_it_is_and_what_was_left_out(
     assert calls == [(file, out, "deit_small")]
     said = capsys.readouterr().err
     for expected in (
-        "ViT, width 64, depth 3, patches of 2 px",
+        "ViT, width 64, depth 3, 4 heads, patches of 2 px",
         "CC-BY-NC-4.0",
         "left out: opt",
         f"evaluate {out}",

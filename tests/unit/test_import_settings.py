@@ -432,7 +432,9 @@ def test_a_published_file_of_8_px_is_read_at_8_px(tmp_path: Path) -> None:
     torch.save({"target_encoder": state}, tmp_path / "mine.pth")
     card = import_checkpoint(tmp_path / "mine.pth", tmp_path / "out")
     assert (card.features.resize_px, card.features.crop_px) == (9, 8)
-    assert card.notes["images"].startswith("8 px, msn's mean and standard deviation")
+    assert card.notes["images"].startswith(
+        "8 px, bilinear resizing, and the mean and standard deviation of msn"
+    )
 
 
 def test_a_published_files_name_claims_nothing_of_another_network(tmp_path: Path) -> None:

@@ -250,3 +250,20 @@ def test_a_folder_of_several_checkpoints_is_refused(tmp_path: Path) -> None:
         torch.save(drawn(VIT), tmp_path / name)
     with pytest.raises(WeightsError, match=r"holds 2 checkpoints \(a.pth, b.pth\)"):
         import_checkpoint(tmp_path, tmp_path / "out")
+
+
+def test_a_file_that_dinos_code_may_have_saved_claims_no_licence(tmp_path: Path) -> None:
+    head = {
+        "head.mlp.0.weight": (8, 64),
+        "head.mlp.0.bias": (8,),
+        "head.mlp.2.weight": (8, 8),
+        "head.mlp.2.bias": (8,),
+    }
+    head |= {"head.mlp.4.weight": (4, 8), "head.mlp.4.bias": (4,)}
+    head |= {"head.last_layer.weight_g": (6, 1), "head.last_layer.weight_v": (6, 4)}
+    teacher = drawn(VIT) | {name: torch.ones(shape) for name, shape in head.items()}
+    file = saved(tmp_path, {"teacher": teacher, "epoch": 3}, "checkpoint.pth")
+    card = import_checkpoint(file, tmp_path / "out")
+    assert (card.system, card.licence) == ("esvit", None)
+    assert "DINO's files have these names too" in card.notes["system"]
+    assert import_checkpoint(file, tmp_path / "said", architecture="esvit").licence is not None

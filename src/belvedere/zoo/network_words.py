@@ -36,7 +36,9 @@ def kind_of(spec: BackboneSpec) -> str:
 def in_words(spec: BackboneSpec) -> str:
     """Kind and sizes, in a line of their own."""
     if isinstance(spec, ViTSpec):
-        return f"ViT, width {spec.width}, depth {spec.depth}, patches of {spec.patch_px} px"
+        return (
+            f"ViT, width {spec.width}, depth {spec.depth}, {spec.heads} heads, patches of {spec.patch_px} px"
+        )
     blocks = ", ".join(map(str, spec.blocks))
     if isinstance(spec, ResNetSpec):
         return f"ResNet, {spec.block} blocks {blocks}, {spec.widen} times as wide"

@@ -75,7 +75,7 @@ def described(
 def _usual(features: FeatureSpec, backbone: BackboneSpec, system: str) -> Prepared:
     """How a system's code prepares images, at the size the network was built for."""
     std = _STDS.get(system, IMAGENET_STD)
-    prepared = assumed_images(backbone, interpolation=features.interpolation, std=std, whose=f"{system}'s")
+    prepared = assumed_images(backbone, interpolation=features.interpolation, std=std, whose=system)
     if own_px(backbone) != _USUAL_PX:
         return prepared
     return replace(prepared, resize_px=features.resize_px, crop_px=features.crop_px)

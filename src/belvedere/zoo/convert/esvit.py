@@ -97,7 +97,17 @@ def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
         dropped=dropped,
         data=plain_values(content, ("epoch",)) if is_whole else {},
     )
+    if asked.system is None and not card.published and _could_be_dinos(spec, heads):
+        told = (
+            "DINO's files have these names too: esvit is assumed (--as esvit says so), and no licence claimed"
+        )
+        card = card.model_copy(update={"licence": None, "notes": {**card.notes, "system": told}})
     return Converted(_backbone(teacher), heads, card, training)
+
+
+def _could_be_dinos(spec: BackboneSpec, heads: Mapping[str, Tensor]) -> bool:
+    """Whether this is a network that DINO's code has, without the head for regions that it has not."""
+    return spec.name in ("vit", "resnet") and not any(name.startswith("head_dense.") for name in heads)
 
 
 def _is_network(stored: Mapping[str, Any]) -> bool:

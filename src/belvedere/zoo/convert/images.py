@@ -72,13 +72,13 @@ def assumed_images(
     interpolation: str,
     mean: Numbers = IMAGENET_MEAN,
     std: Numbers = IMAGENET_STD,
-    whose: str = "ImageNet's",
+    whose: str = "ImageNet",
 ) -> Prepared:
     """Where nothing is said: the network's own size, and a usual normalization."""
     px = own_px(spec)
     told = {
-        "images": f"{px} px, {whose} mean and standard deviation and {interpolation} resizing assumed; the "
-        "file does not say (correct features, mean and std in card.yaml if others are right)"
+        "images": f"{px} px, {interpolation} resizing, and the mean and standard deviation of {whose} assumed"
+        "; the file does not say (correct features, mean and std in card.yaml if others are right)"
     }
     return Prepared(max(px, round(px * _SHARE)), px, interpolation, mean, std, told)
 
