@@ -1,4 +1,4 @@
-"""SwAV's family trains every backbone: two steps through the real loop, and what is exported loads again."""
+"""SwAV's family trains every backbone: four steps through the real loop, and what is exported loads again."""
 
 from __future__ import annotations
 

@@ -86,8 +86,10 @@ def _is_a_tag(recipe: Recipe, path: tuple[str, ...]) -> bool:
 
 
 def unread(recipe: Recipe, read: set[tuple[str, ...]]) -> list[str]:
-    """Dotted keys that nobody acted on. `published` and `measured` are for people; the pooled output leaves no
-    choice of blocks and norm."""
+    """Dotted keys that nobody acted on.
+
+    `published` and `measured` are for people; the pooled output leaves no choice of blocks and norm.
+    """
     keys = {path for path, _ in flat(recipe.model_dump()) if path[0] not in ("published", "measured")}
     if recipe.features.source == "pooled":
         keys -= {("features", "blocks"), ("features", "norm")}

@@ -36,8 +36,7 @@ from belvedere.core import dist, rng
 from belvedere.methods.method import Clock, Extent, Group, Losses
 from belvedere.methods.options.clustered import DeepClusterOptions as Options
 from belvedere.methods.shared.clustered import Clustered, averaged_over_heads, sizes_of
-from belvedere.nn.resnet import ResNet
-from belvedere.nn.vit import ViT
+from belvedere.nn.build import Backbone
 from belvedere.ops.assign import mean_over_assigned
 from belvedere.ops.bank import UNSEEN
 from belvedere.ops.kmeans import cluster
@@ -51,7 +50,7 @@ class DeepCluster(Clustered):
 
     assignments: Tensor
 
-    def __init__(self, options: Options, backbone: ViT | ResNet, *, seed: int) -> None:
+    def __init__(self, options: Options, backbone: Backbone, *, seed: int) -> None:
         super().__init__(options, backbone, head=options.head, seed=seed)
         self.options, self.seed = options, seed
         self.prototypes.requires_grad_(False)

@@ -21,8 +21,6 @@ Legend: B images of this process, V crops, N regions of a crop, D width, O bottl
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +37,7 @@ from belvedere.methods.shared.centered import (
     teacher_of,
 )
 from belvedere.methods.shared.views import all_views, encode_views, runs_of, through_last_layer
+from belvedere.nn.build import Backbone
 from belvedere.nn.heads import TaskHeads
 from belvedere.ops.ema import center_, follow_
 from belvedere.ops.mixup import mixed_views
@@ -63,7 +62,7 @@ class EsViT(Method):
     center: Tensor
     center_grid: Tensor
 
-    def __init__(self, options: Options, backbone: Any, *, seed: int) -> None:
+    def __init__(self, options: Options, backbone: Backbone, *, seed: int) -> None:
         super().__init__()
         self.options = options
         self.student: TaskHeads = TaskHeads(backbone, backbone.width, options.head, regions=options.region)

@@ -37,9 +37,8 @@ from belvedere.methods.method import Clock, Extent, Group, Losses
 from belvedere.methods.options.clustered import SeLaOptions as Options
 from belvedere.methods.shared.clustered import Clustered, averaged_over_heads
 from belvedere.methods.shared.crops import onto_sphere_, unit
+from belvedere.nn.build import Backbone
 from belvedere.nn.heads import PrototypeHeads
-from belvedere.nn.resnet import ResNet
-from belvedere.nn.vit import ViT
 from belvedere.ops.assign import balanced_labels, balanced_shares, mean_over_assigned, potentials
 from belvedere.ops.bank import UNSEEN, Bank, Snapshot
 
@@ -49,7 +48,7 @@ __all__ = ["HardAssignments", "Options", "SeLa", "SoftAssignments", "build", "so
 class SeLa(Clustered):
     """Student, memory bank, learned prototypes, and what gives every image its assignment."""
 
-    def __init__(self, options: Options, backbone: ViT | ResNet, *, seed: int) -> None:
+    def __init__(self, options: Options, backbone: Backbone, *, seed: int) -> None:
         super().__init__(options, backbone, head=options.head, seed=seed)
         self.options = options
         self.assignments: SoftAssignments | HardAssignments = HardAssignments(options)

@@ -33,9 +33,8 @@ from belvedere.methods.options.swav import Options
 from belvedere.methods.shared.crops import ROLES, embeddings, kept, onto_sphere_, projector
 from belvedere.methods.shared.usage import mean_entropy, target_watch
 from belvedere.methods.shared.views import encode_views
+from belvedere.nn.build import Backbone
 from belvedere.nn.heads import Projector, initialize_linears_
-from belvedere.nn.resnet import ResNet
-from belvedere.nn.vit import ViT
 from belvedere.ops.sinkhorn import sinkhorn
 
 __all__ = ["Options", "SwAV", "assignments", "build", "push_", "swav_loss"]
@@ -50,7 +49,7 @@ class SwAV(Method):
     per_rank_state = ("queue",)
     queue: Tensor | None
 
-    def __init__(self, options: Options, backbone: ViT | ResNet, *, seed: int) -> None:
+    def __init__(self, options: Options, backbone: Backbone, *, seed: int) -> None:
         super().__init__()
         self.options = options
         self.student: Projector = projector(backbone, options.head, seed=seed)

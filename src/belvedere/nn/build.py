@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias, overload
 
 from belvedere.nn.cvt import CvT
 from belvedere.nn.resnet import ResNet
-from belvedere.nn.spec import CvTSpec, ResNetSpec, SwinSpec, ViLSpec, ViTSpec
+from belvedere.nn.spec import BackboneSpec, CvTSpec, ResNetSpec, SwinSpec, ViLSpec, ViTSpec
 from belvedere.nn.vil import ViL
 from belvedere.nn.vit import ViT
 
@@ -28,8 +28,8 @@ def build(spec: CvTSpec) -> CvT: ...
 @overload
 def build(spec: ViLSpec) -> ViL: ...
 @overload
-def build(spec: ViTSpec | ResNetSpec | SwinSpec | CvTSpec | ViLSpec) -> Backbone: ...
-def build(spec: ViTSpec | ResNetSpec | SwinSpec | CvTSpec | ViLSpec) -> Backbone:
+def build(spec: BackboneSpec) -> Backbone: ...
+def build(spec: BackboneSpec) -> Backbone:
     """The backbone a spec describes, with its parameters not yet drawn."""
     match spec:
         case ResNetSpec():

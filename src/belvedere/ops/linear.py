@@ -16,7 +16,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     In float32 on a CPU torch hands a matrix product to MKL, which keeps its AVX-512 kernels to Intel's
     processors, and a 1x1 convolution to oneDNN, which uses what there is: twice as fast on an AMD EPYC.
     """
-    if x.dim() < 3 or not _by_convolution(x, weight):
+    if not _by_convolution(x, weight):
         return F.linear(x, weight, bias)
     images = x.reshape(len(x), 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # [B, I, 1, T], channels last
     mixed = F.conv2d(images, weight[:, :, None, None], bias)
@@ -26,6 +26,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _by_convolution(x: Tensor, weight: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()  # nor exporting: there it stays a matrix product
+        and x.dim() >= 3
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * len(weight) >= _FEW

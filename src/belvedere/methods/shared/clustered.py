@@ -20,10 +20,9 @@ from belvedere.methods.method import Clock, Encoded, Extent, Kept, Losses, Metho
 from belvedere.methods.options.clustered import ClusteredOptions
 from belvedere.methods.shared.crops import ROLES, embeddings, kept, projector, unit
 from belvedere.methods.shared.views import encode_views
+from belvedere.nn.build import Backbone
 from belvedere.nn.heads import Projector, PrototypeHeads, initialize_linears_
-from belvedere.nn.resnet import ResNet
 from belvedere.nn.spec import MLPHeadSpec
-from belvedere.nn.vit import ViT
 from belvedere.ops.bank import UNSEEN, Bank
 
 
@@ -38,7 +37,7 @@ class Clustered(Method):
     per_rank_state: tuple[str, ...] = ("bank.embeddings", "bank.index")
 
     def __init__(
-        self, options: ClusteredOptions, backbone: ViT | ResNet, *, head: MLPHeadSpec, seed: int
+        self, options: ClusteredOptions, backbone: Backbone, *, head: MLPHeadSpec, seed: int
     ) -> None:
         super().__init__()
         self.assign = list(options.assign)

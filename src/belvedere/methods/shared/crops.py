@@ -13,16 +13,15 @@ from belvedere.core import rng
 from belvedere.engine.precision import at_least_float32
 from belvedere.methods.method import Encoded, Kept
 from belvedere.methods.shared.views import all_views
+from belvedere.nn.build import Backbone
 from belvedere.nn.heads import Projector, initialize_linears_
-from belvedere.nn.resnet import ResNet
 from belvedere.nn.spec import MLPHeadSpec
-from belvedere.nn.vit import ViT
 
 ROLES = ("global", "local")
 """Their views, numbered in this order."""
 
 
-def projector(backbone: ViT | ResNet, head: MLPHeadSpec, *, seed: int) -> Projector:
+def projector(backbone: Backbone, head: MLPHeadSpec, *, seed: int) -> Projector:
     """The student: a backbone and a projection head, each drawn from its own stream."""
     student = Projector(backbone, backbone.width, head)
     backbone.initialize_(rng.torch_generator(seed, "backbone"))

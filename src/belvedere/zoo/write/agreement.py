@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from belvedere.core.errors import WeightsError
-from belvedere.zoo.write.target import Network, Side
+from belvedere.zoo.write.target import Network, Side, square
 
 EXACT = 1e-6
 """Tolerance where both sides compute in float64: far above its rounding, far below what another epsilon of a
@@ -20,7 +20,7 @@ ROUNDED = 5e-4
 """Tolerance where one side computes in float32, in its own order of operations."""
 _NUM_RANDOM = 3
 
-M = TypeVar("M", bound=torch.nn.Module)
+M = TypeVar("M", bound=nn.Module)
 
 
 class Agreement(NamedTuple):
@@ -72,9 +72,13 @@ def doubled(module: M) -> M:
     return copy.deepcopy(module).double().eval()
 
 
-def pooled(backbone: torch.nn.Module) -> Network:
-    """What one of belvedere's networks gives of images: one row each."""
+def same_network(written: nn.Module, read: nn.Module, px: int) -> Side:
+    """What to compare where belvedere itself reads the result: pooled features. `read` becomes float64."""
+    ours, theirs = _pooled(doubled(written)), _pooled(read.double().eval())
+    return Side("pooled features", ours, theirs, (square(px),), EXACT, True)
 
+
+def _pooled(backbone: nn.Module) -> Network:
     def rows(images: Tensor) -> Tensor:
         found: Tensor = backbone(images).pooled
         return found

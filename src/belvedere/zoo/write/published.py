@@ -24,9 +24,9 @@ from belvedere.zoo.convert.checkpoint import Asked, Converted
 from belvedere.zoo.importing import read_published
 from belvedere.zoo.load import fill_
 from belvedere.zoo.network_words import kind_of
-from belvedere.zoo.write.agreement import EXACT, doubled, pooled
+from belvedere.zoo.write.agreement import same_network
 from belvedere.zoo.write.layouts import FILES
-from belvedere.zoo.write.target import Outgoing, Side, Target, square
+from belvedere.zoo.write.target import Outgoing, Side, Target
 
 _NETWORKS = {
     "msn": ("vit",),
@@ -112,9 +112,7 @@ def _read_back(folder: Path, outgoing: Outgoing) -> list[Side]:
         )
     backbone = build(found.card.backbone)
     fill_(backbone, found.backbone, origin=path.name)
-    ours, theirs = doubled(outgoing.backbone), backbone.double().eval()
-    sizes = (square(card.features.crop_px),)
-    return [Side("pooled features", pooled(ours), pooled(theirs), sizes, EXACT, True)]
+    return [same_network(outgoing.backbone, backbone, card.features.crop_px)]
 
 
 def _unlike(kept: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:

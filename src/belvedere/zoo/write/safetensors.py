@@ -6,8 +6,8 @@ from pathlib import Path
 
 from belvedere.zoo.cards import Card, export
 from belvedere.zoo.load import load
-from belvedere.zoo.write.agreement import EXACT, doubled, pooled
-from belvedere.zoo.write.target import Outgoing, Side, Target, built_px, square
+from belvedere.zoo.write.agreement import same_network
+from belvedere.zoo.write.target import Outgoing, Side, Target, built_px
 
 
 def _write(folder: Path, outgoing: Outgoing) -> None:
@@ -15,9 +15,7 @@ def _write(folder: Path, outgoing: Outgoing) -> None:
 
 
 def _read_back(folder: Path, outgoing: Outgoing) -> list[Side]:
-    ours, theirs = doubled(outgoing.backbone), load(folder).backbone.double()
-    sizes = (square(built_px(outgoing.card)),)
-    return [Side("pooled features", pooled(ours), pooled(theirs), sizes, EXACT, True)]
+    return [same_network(outgoing.backbone, load(folder).backbone, built_px(outgoing.card))]
 
 
 def _loading(outgoing: Outgoing) -> str:
