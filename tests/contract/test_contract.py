@@ -136,7 +136,7 @@ def _two_processes(
     asked = partial(
         state_of, method=method, images=images, directory=directory, overrides=overrides, **options
     )
-    together, _ = answers_of(asked, directory)
+    together, _ = answers_of(asked, directory.parent)
     return {name: torch.from_numpy(array) for name, array in together.items()}
 
 
