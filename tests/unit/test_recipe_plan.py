@@ -256,3 +256,9 @@ def test_a_short_run_of_a_published_recipe_doubts_its_durations() -> None:
     few = load_recipe("swav/rn50-400ep", ["data.path=x", "train.epochs=20"])
     keys = [words.partition(":")[0] for words in plan(few, num_images=IMAGENET).warnings]
     assert "optim.lr.warmup_epochs" in keys
+
+
+@pytest.mark.parametrize("stretch", ["1e308", "1e300", "1e8"])
+def test_schedules_of_more_epochs_than_can_be_are_refused(stretch: str) -> None:
+    with pytest.raises(RecipeError, match=r"optim\.stretch: 1e\+\d+ lays the schedules out over .* epochs"):
+        load_recipe("tiny/msn", [f"optim.stretch={stretch}"])

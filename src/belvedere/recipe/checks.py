@@ -22,6 +22,8 @@ Finding = tuple[Path, str]
 Findings = Iterator[Finding]
 Views = dict[str, ViewSpec]
 
+_MOST_EPOCHS = 1_000_000_000
+
 
 def _roles(method_name: str, roles: tuple[str, ...]) -> Findings:
     build = page(method_name).build
@@ -102,6 +104,11 @@ def _learning_rate(optim: AnyOptimSpec) -> Findings:
 
 def _lengths(optim: AnyOptimSpec, train: TrainSpec) -> Findings:
     longest = optim.stretch * train.epochs
+    if longest > _MOST_EPOCHS:
+        words = (
+            f"{optim.stretch:g} lays the schedules out over {longest:.3g} epochs; at most {_MOST_EPOCHS:,} "
+        )
+        yield ("optim", "stretch"), words + "are allowed"
     if optim.lr.warmup_epochs > longest:
         words = f"{optim.lr.warmup_epochs:g} is longer than the schedule: "
         words += f"optim.stretch * train.epochs = {longest:g}"
