@@ -19,7 +19,7 @@ call               may                                   may not
 
 With accumulation the two `encode` calls are made once per micro-batch and `encode_student` again with
 gradient, in the same scope; `loss` sees all rows of the process, once. So a non-finite step stops before
-anything changed, and accumulation over micro-batches equals the large batch.
+anything changed, and accumulation over micro-batches has the gradient of the large batch, to rounding.
 
 State that differs between processes (a queue, a memory bank) is in buffers that `per_rank_state` names:
 checkpoints keep them per process, and a run that has any continues on as many processes only.
@@ -215,6 +215,10 @@ class MethodOptions(Settings):
     chunk_tables: ClassVar[int] = 0
     name: str
     """The method."""
+
+    def in_steps(self, steps_per_epoch: int) -> MethodOptions:
+        """The same options with durations, where they may be in steps or in epochs, in steps."""
+        return self
 
     def mistakes(self, views: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
         """What does not fit these views, as (dotted key to change, words).

@@ -83,7 +83,7 @@ class SeLa(Clustered):
 
     def before_update(self, at: Clock) -> None:
         """Frozen prototypes have no gradient, so that the optimizer leaves them and their momentum alone."""
-        if at.step < self.options.freeze_prototypes_steps:
+        if at.step < self.options.frozen_steps(at.steps_per_epoch):
             self.prototypes.zero_grad(set_to_none=True)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path as FilePath
 from typing import Any, cast
 
 from belvedere.core.errors import RecipeError
+from belvedere.methods.options.frozen import EPOCHS, STEPS
 from belvedere.recipe.checks import Finding, flat
 from belvedere.recipe.explain import did_you_mean, dotted, given
 from belvedere.recipe.mistakes import validated
@@ -112,6 +113,11 @@ def _quoted(text: str) -> str:
     return given(text).removeprefix("the text ")
 
 
+_FROZEN: tuple[Path, ...] = (("method", STEPS), ("method", EPOCHS))
+ALTERNATIVES = {path: tuple(other for other in _FROZEN if other != path) for path in _FROZEN}
+"""Keys of which a recipe has one: an override of one takes the other's place."""
+
+
 @dataclass
 class _Draft:
     """A recipe as written, with overrides; knows where each key came from."""
@@ -149,6 +155,9 @@ class _Draft:
         if section is None:
             return
         section[path[-1]] = value
+        for other in ALTERNATIVES.get(path, ()):  # the recipe gave one of them, the person another
+            if value is not None and other not in self.overridden:
+                section.pop(other[-1], None)
         self.overridden.append(path)
         self.written.unread[:] = [known for known in self.written.unread if known[: len(path)] != path]
         for line_path in [known for known in self.written.lines if known[: len(path)] == path]:
@@ -224,8 +233,15 @@ def _resumable(recipe: Recipe) -> dict[str, Any]:
     return {".".join(path): value for path, value in flat(values)}
 
 
-def difference(old: Recipe, new: Recipe) -> list[str]:
-    """What differs outside `run`, one `key: old -> new` each, sorted; empty if a run may continue."""
+def difference(old: Recipe, new: Recipe, *, steps_per_epoch: int | None = None) -> list[str]:
+    """What differs outside `run`, one `key: old -> new` each, sorted; empty if a run may continue.
+
+    steps_per_epoch: of the run; then a duration in epochs is the same as one in as many steps.
+    """
+    if steps_per_epoch is not None and old.method != new.method:
+        options = [recipe.method.in_steps(steps_per_epoch) for recipe in (old, new)]
+        if options[0] == options[1]:
+            old = old.model_copy(update={"method": new.method})
     before, after = _resumable(old), _resumable(new)
     return [
         f"{key}: {_shown(before, key)} -> {_shown(after, key)}"

@@ -31,9 +31,10 @@ class ChangedRecipeError(CheckpointError):
     anew: tuple[str, ...] | None = None
 
 
-def compare_recipe(recipe: Recipe, directory: Path) -> list[str]:
+def compare_recipe(recipe: Recipe, directory: Path, *, steps_per_epoch: int | None = None) -> list[str]:
     """What to tell of a recipe that differs from the one that the run in `directory` began with. Only reads.
 
+    steps_per_epoch: of the run, by which a duration in epochs may take the place of one in steps.
     Raises `ChangedRecipeError` if anything outside `run:` differs and the run has a checkpoint, and
     `CheckpointError` if the run's recipe cannot be read.
     """
@@ -47,7 +48,7 @@ def compare_recipe(recipe: Recipe, directory: Path) -> list[str]:
         if trained:
             raise
         return [f"{file} could not be read; nothing has been trained there, and it is replaced"]
-    changed = difference(begun, recipe)
+    changed = difference(begun, recipe, steps_per_epoch=steps_per_epoch)
     if not changed:
         return _changed_keys(begun, recipe) if trained else []
     if trained:

@@ -102,7 +102,9 @@ def begin(session: Session, *, read_only: bool = False) -> bool:
     Raises `CheckpointError` for a directory that holds another run, images that changed, or an `init` that
     does not fit.
     """
-    session.notes += agree(lambda: compare_recipe(session.recipe, session.directory), only_main=True)[0]
+    recipe, directory, steps = session.recipe, session.directory, session.plan.steps_per_epoch
+    notes = agree(lambda: compare_recipe(recipe, directory, steps_per_epoch=steps), only_main=True)[0]
+    session.notes += notes
     resumed = session.resume(read_only=read_only)
     if not resumed:
         take_over(session)

@@ -7,8 +7,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from belvedere.methods.method import Extent
-
 Assign = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
@@ -27,13 +25,3 @@ def assign_mistakes(
         words = f"[{given}] names a view that is not there; the {total} views are 0 to {total - 1}"
         found.append(("method.assign", words))
     return found
-
-
-def frozen_for_good(frozen_steps: int, extent: Extent, *, number: str) -> list[str]:
-    """That prototypes never learn, as `MethodOptions.doubts` tells it. number: what ImageNet's epoch is."""
-    if frozen_steps < extent.total_steps:
-        return []
-    return [
-        f"method.freeze_prototypes_steps: {frozen_steps} steps of a run of {extent.total_steps}: the "
-        f"prototypes never learn; {number} is one epoch of ImageNet, which here is {extent.steps_per_epoch}"
-    ]

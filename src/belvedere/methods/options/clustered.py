@@ -9,8 +9,9 @@ from pydantic import Field
 
 from belvedere.engine.remedy import Remedy
 from belvedere.methods.method import Extent, Held, MethodOptions
-from belvedere.methods.options.assigned import Assign, assign_mistakes, frozen_for_good
-from belvedere.methods.options.ranges import Count, Positive, Prototypes, Steps
+from belvedere.methods.options.assigned import Assign, assign_mistakes
+from belvedere.methods.options.frozen import FrozenPrototypes
+from belvedere.methods.options.ranges import Count, Positive, Prototypes
 from belvedere.methods.remedies.clustered import against_collapse, against_unbalanced
 from belvedere.nn.spec import BackboneSpec, MLPHeadSpec
 
@@ -95,7 +96,7 @@ class DeepClusterOptions(ClusteredOptions):
         return against_collapse(extent, prototypes=self.prototypes)
 
 
-class SeLaOptions(ClusteredOptions):
+class SeLaOptions(ClusteredOptions, FrozenPrototypes):
     """epsilon: of Sinkhorn; smaller is sharper. refresh_epochs: from one assignment to the next.
     freeze_prototypes_steps: how many steps leave the prototypes as they began, but for their length."""
 
@@ -109,8 +110,6 @@ class SeLaOptions(ClusteredOptions):
     """Whether an image is assigned to its best prototype (`hard`) or shared out (`soft`)."""
     refresh_epochs: Count
     """Epochs from one assignment to the next."""
-    freeze_prototypes_steps: Steps
-    """How many steps leave the prototypes as they began, but for their length."""
     head: MLPHeadSpec
     """The projection head."""
 
@@ -130,7 +129,7 @@ class SeLaOptions(ClusteredOptions):
 
     def doubts(self, extent: Extent) -> list[str]:
         """Prototypes that never learn; assignments that stay those of an untrained network."""
-        found = frozen_for_good(self.freeze_prototypes_steps, extent, number="SwAV's number")
+        found = self.frozen_for_good(extent, number="SwAV's number")
         if extent.epochs > 1 and self.refresh_epochs >= extent.epochs:
             found.append(
                 f"method.refresh_epochs: {self.refresh_epochs} covers the run of {extent.epochs} epochs: "
@@ -154,5 +153,5 @@ class SeLaOptions(ClusteredOptions):
         return self._loss_values(self.head, backbone, views) + (soft if self.targets == "soft" else 0)
 
     def remedies(self, extent: Extent) -> Sequence[Remedy]:
-        frozen_steps = self.freeze_prototypes_steps
+        frozen_steps = self.frozen_steps(extent.steps_per_epoch)
         return against_unbalanced(extent, prototypes=self.prototypes, frozen_steps=frozen_steps)

@@ -7,9 +7,10 @@ from typing import ClassVar, Literal
 
 from belvedere.core.settings import Settings
 from belvedere.engine.remedy import Remedy
-from belvedere.methods.method import Extent, Held, MethodOptions
-from belvedere.methods.options.assigned import Assign, assign_mistakes, frozen_for_good
-from belvedere.methods.options.ranges import Count, Epochs, Positive, Prototypes, Steps
+from belvedere.methods.method import Extent, Held
+from belvedere.methods.options.assigned import Assign, assign_mistakes
+from belvedere.methods.options.frozen import FrozenPrototypes
+from belvedere.methods.options.ranges import Count, Epochs, Positive, Prototypes
 from belvedere.methods.remedies.swav import against_collapse
 from belvedere.nn.spec import BackboneSpec, MLPHeadSpec
 
@@ -33,7 +34,7 @@ class Queue(Settings):
         return self.start_epoch * extent.steps_per_epoch + batches
 
 
-class Options(MethodOptions):
+class Options(FrozenPrototypes):
     """assign: the views that give targets, by number (from 0, global views first). temperature: of every
     prediction. epsilon: of Sinkhorn; smaller is sharper. freeze_prototypes_steps: how many steps leave the
     prototypes as they began, but for their length."""
@@ -52,8 +53,6 @@ class Options(MethodOptions):
     """Sinkhorn's entropy weight; smaller is sharper."""
     sinkhorn_iterations: Count
     """Iterations of Sinkhorn."""
-    freeze_prototypes_steps: Steps
-    """How many steps leave the prototypes as they began, but for their length."""
     queue: Queue | None
     """Embeddings of earlier batches that take part in the assignment (null: none)."""
     head: MLPHeadSpec
@@ -112,7 +111,7 @@ class Options(MethodOptions):
                 "samples (batch and queue), less than one each, so that similar images need not meet; use "
                 "fewer prototypes, a larger train.global_batch or a longer method.queue"
             )
-        return found + frozen_for_good(self.freeze_prototypes_steps, extent, number="the published number")
+        return found + self.frozen_for_good(extent, number="the published number")
 
     def held(self, backbone: BackboneSpec, extent: Extent) -> list[Held]:
         found = [
@@ -138,5 +137,5 @@ class Options(MethodOptions):
             prototypes=self.prototypes,
             epsilon=self.epsilon,
             queued=self.queue.kept(extent.global_batch) if self.queue else None,
-            frozen_steps=self.freeze_prototypes_steps,
+            frozen_steps=self.frozen_steps(extent.steps_per_epoch),
         )

@@ -83,6 +83,7 @@ def _leave_ln_k(
         soft,
         *fewer,
         Remedy(UNIFORM, "method.freeze_prototypes_steps", "raise", epoch, "embeddings settle first"),
+        Remedy(UNIFORM, "method.freeze_prototypes_epochs", "raise", 1.0, "embeddings settle first"),
         Remedy(UNIFORM, "method.epsilon", "lower", 0.01, "assignments are then all but hard"),
         Remedy(UNIFORM, "method.head.batch_norm", "set", False, "small batches have noisy statistics"),
         Remedy(UNIFORM, "method.queue", "set", None, "old embeddings may disturb the assignment"),
@@ -117,4 +118,7 @@ def learning_prototypes(kind: Kind, frozen_steps: int, extent: Extent) -> Sequen
     if 2 * frozen_steps < extent.total_steps:
         return ()
     learn, epoch = "prototypes that do not learn stay where no image is", extent.steps_per_epoch
-    return (Remedy(kind, "method.freeze_prototypes_steps", "lower", epoch, learn),)
+    return (  # a recipe has one of the two
+        Remedy(kind, "method.freeze_prototypes_steps", "lower", epoch, learn),
+        Remedy(kind, "method.freeze_prototypes_epochs", "lower", 1.0, learn),
+    )
