@@ -10,6 +10,7 @@ from torch import Tensor
 from belvedere.core.errors import UsageError
 from belvedere.zoo.cards import Card
 from belvedere.zoo.network_words import kind_of
+from belvedere.zoo.statement import Statement, append_to_zip
 from belvedere.zoo.write import huggingface, onnx, published, safetensors, timm, torchvision
 from belvedere.zoo.write.agreement import Agreement, compare, demand
 from belvedere.zoo.write.target import Classifier, Outgoing, Target, require
@@ -42,6 +43,8 @@ def write(
     where a difference exceeds its tolerance.
     """
     target.write(folder, outgoing)
+    for archive in folder.glob("*.pth"):  # safetensors files carry it in their metadata
+        append_to_zip(archive, Statement(target.name, outgoing.card))
     found: list[Agreement] = []
     for side in target.read_back(folder, outgoing):
         found += compare(side, real or {})
