@@ -45,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Extract the features and write the file."""
     refuse_torchrun("embed")
+    from belvedere.core.log import named_few
     from belvedere.data.sources import open_source
-    from belvedere.data.sources.labels import named_few
     from belvedere.data.sources.ranged import refuse_range_without_effect
     from belvedere.eval.embed import check_out, embed, escaped_names
     from belvedere.train.session import choose_device

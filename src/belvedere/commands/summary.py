@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from belvedere.core.log import Text, screen
+from belvedere.core.log import Text, named_few, screen
 
 _NUM_PAIRS = 3
 _PIPED_WIDTH = 80
@@ -58,7 +58,6 @@ def _pairs(part: Mapping[str, Any]) -> str:
 
 
 def _notes(report: Mapping[str, Any]) -> Iterator[str]:
-    from belvedere.data.sources.labels import named_few  # slow to import, and the help needs none of it
 
     yield from _not_used(report)
     yield from _copies(report)
@@ -80,7 +79,6 @@ def _notes(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _not_used(report: Mapping[str, Any]) -> Iterator[str]:
     """Images and classes that were read and take no part."""
-    from belvedere.data.sources.labels import named_few
 
     for where, part in report["unlabelled"].items():
         named = named_few(part["first"], of=part["images"])

@@ -25,6 +25,7 @@ lone surrogates (bytes of a name that are not UTF-8), line and paragraph separat
 _COMMANDS = ("start with: ", "continue with: ", "next: ", "belvedere ", "torchrun ", "python")
 """How lines begin that hold a command to copy."""
 _NARROW = 40
+_NAMED = 5
 _JOINERS = "\u200c\u200d"  # part of ordinary spelling in Persian, Hindi and emoji
 
 
@@ -106,6 +107,12 @@ def never_refuse(stream: TextIO) -> None:
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None and getattr(stream, "errors", None) != "backslashreplace":
         reconfigure(errors="backslashreplace")
+
+
+def named_few(names: Sequence[str], *, of: int | None = None) -> str:
+    """The first five names, and how many more there are; of: how many in all, where these are the first."""
+    more = (len(names) if of is None else of) - len(names[:_NAMED])
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more else "")
 
 
 def process_rank() -> int:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from belvedere.core.errors import EvaluationError
+from belvedere.core.log import named_few
 from belvedere.data.sources.choice import NO_LABEL
-from belvedere.data.sources.labels import named_few
 from belvedere.data.sources.source import Source
 from belvedere.engine.precision import Precision
 from belvedere.eval.features import FeatureCard, Progress, extract

@@ -11,8 +11,7 @@ from typing import Any
 
 from belvedere.core.errors import UsageError
 from belvedere.core.files import check_writable, sha256, write_errors
-from belvedere.core.log import say
-from belvedere.data.sources.labels import named_few
+from belvedere.core.log import named_few, say
 
 SPLITS, PREDICTIONS, REPORT = "splits.json", "predictions.csv", "report.json"
 _TRIED_BYTES = 1 << 16

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from belvedere.core.errors import DataError
-from belvedere.core.log import say, warn
+from belvedere.core.log import named_few, say, warn
 from belvedere.data.sources.lookup import look_up
 from belvedere.data.sources.names import encode_name
 from belvedere.data.sources.source import UNLABELLED, Source, relabelled, subset
@@ -25,7 +24,7 @@ from belvedere.data.sources.tables import (
     unused_columns,
 )
 
-_LISTED, _NAMED = 10, 5
+_LISTED = 10
 
 
 class _Labelled(NamedTuple):
@@ -102,12 +101,6 @@ def from_list(source: Source, list_path: str | Path) -> Source:
             chosen[meant[0]] = row.line
     _raise_all(mistakes, f"{path} does not fit the images of {source.name!r}")
     return subset(source, list(chosen))
-
-
-def named_few(names: Sequence[str], *, of: int | None = None) -> str:
-    """The first five names, and how many more there are; of: how many in all, where these are the first."""
-    more = (len(names) if of is None else of) - len(names[:_NAMED])
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more else "")
 
 
 def _best_reading(source: Source, path: Path) -> _Reading:
