@@ -267,3 +267,10 @@ def test_a_file_that_dinos_code_may_have_saved_claims_no_licence(tmp_path: Path)
     assert (card.system, card.licence) == ("esvit", None)
     assert "DINO's files have these names too" in card.notes["system"]
     assert import_checkpoint(file, tmp_path / "said", architecture="esvit").licence is not None
+
+
+@pytest.mark.parametrize("given", ["", "model.onnx"])
+def test_an_onnx_graph_is_named(tmp_path: Path, given: str) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
+    with pytest.raises(WeightsError, match="is an ONNX graph, which holds operations and no state dict"):
+        import_checkpoint(tmp_path / given, tmp_path / "out")

@@ -27,6 +27,10 @@ from belvedere.zoo.statement import of_safetensors, of_zip
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin")
 """What a folder's weights are called, best first."""
 BESIDE = ("config.json", "preprocessor_config.json")
+_GRAPH = (
+    "is an ONNX graph, which holds operations and no state dict; import the weights that it was made of, or "
+    "export them with --to safetensors"
+)
 _CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors")
 
 _SCALARS = "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool"
@@ -51,6 +55,8 @@ def weights_file(path: Path) -> Path:
     """The file that holds the weights of `path`: a file, or a folder of Hugging Face's, of an export or of
     belvedere's own; of weights in several files, their index. Raises `WeightsError` if there is none, or if
     two could be meant."""
+    if path.suffix == ".onnx" and path.is_file():
+        raise WeightsError(f"{path} {_GRAPH}")
     if not path.is_dir():
         return path
     if (path / CARD_NAME).is_file() and (path / WEIGHTS_NAME).is_file():
@@ -72,6 +78,8 @@ def weights_file(path: Path) -> Path:
     if others:
         listed = ", ".join(one.name for one in others[:6])
         raise WeightsError(f"{path} holds {len(others)} checkpoints ({listed}); give the one that is meant")
+    if graphs := sorted(path.glob("*.onnx")):
+        raise WeightsError(f"{graphs[0]} {_GRAPH}")
     raise WeightsError(f"{path} is a folder without {', '.join(FOLDER_FILES)}; give a checkpoint file")
 
 
