@@ -338,6 +338,16 @@ def _mugs_vit_small(run: Mapping[str, Any]) -> Converted:
         ("mugs", resnet(), "the authors of mugs have no ResNet"),
         ("mugs", vit(patch_px=16, stem="conv"), "the authors of mugs have no ViT with a convolutional stem"),
         ("esvit", vit(patch_px=16, stem="conv"), "the authors of esvit have no ViT with a convolutional"),
+        (
+            "msn",
+            vit(qkv_bias=False),
+            "the ViTs of msn's authors have a bias of queries, keys and values .here: no",
+        ),
+        (
+            "mugs",
+            vit(norm_eps=1e-5),
+            "the ViTs of mugs's authors have norms with an epsilon of 1e-06 .here: 1e-05",
+        ),
         ("swav", resnet(), "the files of swav are known by their heads, and these weights have none"),
         ("esvit", swin(), "the files of esvit are known by their heads"),
     ],

@@ -60,9 +60,23 @@ def _refusal(card: Card) -> str:
     is_strange_stem = isinstance(spec, ViTSpec) and spec.stem != "patch" and system not in _CONV_STEM
     if spec.name not in _NETWORKS[system] or is_strange_stem:
         return f"the authors of {system} have no {kind_of(spec)} of this kind, so that none could load it"
+    if isinstance(spec, ViTSpec) and (strange := _unlike_theirs(spec)):
+        return f"the ViTs of {system}'s authors have {strange}, so that their code would read another network"
     if system in _KNOWN_BY_HEADS and card.heads_sha256 is None:
         return f"the files of {system} are known by their heads, and these weights have none"
     return ""
+
+
+def _unlike_theirs(spec: ViTSpec) -> str:
+    """What every published ViT has and this one has not: nothing in the files says so."""
+    usual_eps = ViTSpec.model_fields["norm_eps"].default
+    found = [] if spec.qkv_bias else ["a bias of queries, keys and values (here: none)"]
+    found += (
+        []
+        if spec.norm_eps == usual_eps
+        else [f"norms with an epsilon of {usual_eps:g} (here: {spec.norm_eps:g})"]
+    )
+    return " and ".join(found)
 
 
 def _kept(outgoing: Outgoing) -> Converted:
@@ -97,8 +111,7 @@ def _plain(value: Any, seen: dict[int, Tensor]) -> Any:
 def _read_back(folder: Path, outgoing: Outgoing) -> list[Side]:
     card = outgoing.card
     path = folder / file_name(card.system)
-    asked = Asked("the card", card.system, card.backbone, exact=True)
-    found, kept = read_published(path, asked), _kept(outgoing)
+    found, kept = read_published(path, Asked()), _kept(outgoing)
     unlike = [
         *_unlike(kept.backbone, found.backbone),
         *_unlike(kept.heads, found.heads),
