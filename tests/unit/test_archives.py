@@ -371,15 +371,41 @@ def test_long_names(tmp_path, form):
     assert source.stored(0) == image(1)
 
 
-def test_links_are_left_out_and_said(tmp_path):
+@pytest.mark.parametrize(
+    ("ending", "contents", "labels"),
+    [
+        ("label", [b"b", b"a"], ["b", "a"]),
+        ("class", [b"1", b"0\r\n"], ["1", "0"]),
+        ("target", [b"x", b""], ["x", None]),
+        ("cls", [b"\xef\xbb\xbf3", b"4\n"], ["3", "4"]),
+        ("cls", [b"3.0", b"-1.0"], ["3", None]),
+        ("cls", [b"cat", b"-1"], ["cat", None]),
+        ("cls", [b"cat", b"dog\nowl"], ["cat", None]),
+        ("label", [b"cat", b"\x01\x00\x02"], ["cat", None]),
+    ],
+)
+def test_files_that_say_a_label(tmp_path, ending, contents, labels):
+    members = [(f"{number}.png", image(number)) for number in range(2)]
+    members += [(f"{number}.{ending}", content) for number, content in enumerate(contents)]
+    source = open_tar(str(tarred(tmp_path / "set.tar", members)), None)
+    assert [None if label < 0 else source.classes[label] for label in source.labels] == labels
+    told = " ".join(source.skipped)
+    assert ("a text of 2 lines" in told) == (b"dog\nowl" in contents)
+    assert ("zero bytes" in told) == (b"\x01\x00\x02" in contents)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("2.png", "1 images that are links"), ("2.cls", "1 files of labels that are links")]
+)
+def test_links_are_left_out_and_said(tmp_path, name, told):
     path = tarred(tmp_path / "set.tar", [("1.png", image(1))])
     with tarfile.open(path, "a") as tar:
-        link = tarfile.TarInfo("2.png")
+        link = tarfile.TarInfo(name)
         link.type, link.linkname = tarfile.SYMTYPE, "1.png"
         tar.addfile(link)
     source = open_tar(str(path), None)
     assert keys(source) == ["1.png"]
-    assert "1 images that are links" in source.skipped[0]
+    assert told in source.skipped[0]
 
 
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])

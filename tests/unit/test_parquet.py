@@ -282,3 +282,48 @@ def test_files_that_are_no_parquet_or_not_there(tmp_path):
 
 def test_a_loader_reads_parquet_alike_in_a_worker(folder):
     same_with_a_worker(open_parquet(str(folder), None))
+
+
+PARTS = {"test-0.parquet": {"image": rows(0)}, "train-0.parquet": {"image": rows(1, 2), "label": ["b", "a"]}}
+
+
+@pytest.mark.parametrize("label", [None, "label"])
+@pytest.mark.parametrize(("split", "labels"), [(None, [-1, 1, 0]), ("train", [1, 0]), ("test", [-1])])
+def test_labels_that_the_first_file_lacks(tmp_path, split, labels, label):
+    for name, columns in PARTS.items():
+        written(tmp_path / "set" / name, columns)
+    source = open_parquet(str(tmp_path / "set"), split, label=label)
+    assert source.labels.tolist() == labels
+    assert source.classes == ("a", "b")
+    assert any("1 files have no column 'label'" in note for note in source.skipped)
+
+
+def test_files_that_number_their_classes_differently_are_refused(tmp_path):
+    for name, classes in (("a", ["cat", "dog"]), ("b", ["dog", "cat"])):
+        columns = {"image": rows(0), "label": [0]}
+        written(tmp_path / "set" / f"{name}.parquet", columns, metadata=described(classes))
+    with pytest.raises(DataError, match=r"number their classes differently: .*a\.parquet 'cat', 'dog'; .*b\."):
+        open_parquet(str(tmp_path / "set"), None)
+
+
+def test_names_of_classes_that_the_first_file_lacks(tmp_path):
+    written(tmp_path / "set/a.parquet", {"image": rows(0), "label": [1]})
+    written(tmp_path / "set/b.parquet", {"image": rows(1), "label": [0]}, metadata=described(["cat", "dog"]))
+    source = open_parquet(str(tmp_path / "set"), None)
+    assert [source.classes[label] for label in source.labels] == ["dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (["cat", "-1", "nan", None], ["cat", None, None, None]),
+        (["3.0", "-1.0", "", "10"], ["3", None, None, "10"]),
+        ([-1, 2, 2, None], [None, "2", "2", None]),
+        (pa.array([1, 2, None, -1], pa.decimal128(5, 0)), ["1", "2", None, None]),
+        (pa.array(["b", "a", None, "a"], pa.string_view()), ["b", "a", None, "a"]),
+    ],
+)
+def test_labels_of_many_types_and_none(tmp_path, values, labels):
+    path = written(tmp_path / "set.parquet", {"image": rows(0, 1, 2, 3), "label": values})
+    source = open_parquet(str(path), None)
+    assert [None if label < 0 else source.classes[label] for label in source.labels] == labels

@@ -21,6 +21,8 @@ _LABEL_WORDS = frozenset(
 )
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[a-z]+")
+_WHOLE = re.compile(r"(-?[0-9]+)\.0+")
+_NONE = frozenset({"", "-1", "nan", "NaN"})
 _LISTED = 20
 
 
@@ -34,13 +36,13 @@ def means_label(name: str) -> bool:
 
 
 def as_class(value: Any) -> str | None:
-    """The class that a value names; None for no label (null, an empty text or list, NaN).
+    """The class that a value names; None for no label (null, an empty text or list, NaN, -1).
 
-    Whole numbers, also as floats, and true and false are classes, and so is the one entry of a list. Raises
-    NotAClassError for everything else.
+    Whole numbers, also as floats, and true and false are classes, and so is the one entry of a list. Numbers
+    may be written as text, where a table holds nothing else. Raises NotAClassError for everything else.
     """
     if isinstance(value, str):
-        return value.strip() or None
+        return _of_text(value)
     if isinstance(value, list | tuple):
         if len(value) > 1:
             raise NotAClassError(f"a list of {len(value)} values, and an image has one class")
@@ -50,18 +52,27 @@ def as_class(value: Any) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape").strip() or None
+        return _of_text(value.decode("utf-8", "surrogateescape"))
     if isinstance(value, int):
-        return str(value)
+        return _of_text(str(value))
     if isinstance(value, float | Decimal):
         if math.isnan(value):
             return None
         if math.isfinite(value) and value == int(value):
-            return str(int(value))
+            return _of_text(str(int(value)))
         raise NotAClassError(f"{value!r}, which is no whole number")
     if isinstance(value, Mapping):
         raise NotAClassError(f"an object with the keys {listed(value)}; choose one of them as KEY.NAME")
     raise NotAClassError(f"a {type(value).__name__}, neither a name nor a whole number")
+
+
+def _of_text(text: str) -> str | None:
+    """The class that a text names, without a byte-order mark; a whole number that was written as a float
+    (`3.0`, where a column had gaps) is that number."""
+    name = text.removeprefix("\ufeff").strip()
+    whole = _WHOLE.fullmatch(name)
+    name = name if whole is None else whole[1]
+    return None if name in _NONE else name
 
 
 def dug(content: Any, path: Sequence[str]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from belvedere.core.errors import DataError
@@ -174,13 +174,50 @@ def _usable(kind: Any) -> bool:
         return _usable(kind.value_type)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return _usable(kind.value_type)
-    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string)
+    tests = (
+        *(types.is_integer, types.is_floating, types.is_boolean, types.is_decimal),
+        *(types.is_string, types.is_large_string, types.is_string_view),
+    )
     return any(test(kind) for test in tests)
 
 
 def _short(kind: Any) -> str:
     text = str(kind)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def merged(schemas: Iterable[Any]) -> Any:
+    """A schema of all columns that any of the files has: the labels may be missing in the first one."""
+    import pyarrow as pa
+
+    fields = {}
+    for schema in schemas:
+        for field in schema:
+            known = fields.setdefault(field.name, field)
+            if pa.types.is_null(known.type):  # a column without a value says no type
+                fields[field.name] = field
+    return pa.schema(list(fields.values()))
+
+
+def classes_of_all(
+    schemas: Sequence[Any], files: Sequence[str], label: str | None, *, where: str
+) -> list[str] | None:
+    """The names that the files give the numbers of the classes. Raises DataError where they differ."""
+    named = {
+        file: names
+        for file, schema in zip(files, schemas, strict=True)
+        if (names := _class_names(schema, label)) is not None
+    }
+    first = next(iter(named), None)
+    if first is None:
+        return None
+    other = next((file for file, names in named.items() if names != named[first]), None)
+    if other is not None:
+        raise DataError(
+            f"{where} (data.path): the files number their classes differently: {first} {listed(named[first])}; "
+            f"{other} {listed(named[other])}; give each as a part of a mixture, which joins classes by name"
+        )
+    return named[first]
 
 
 def _class_names(schema: Any, label: str | None) -> list[str] | None:

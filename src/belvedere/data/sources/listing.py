@@ -20,7 +20,7 @@ from belvedere.data.sources.parts import HELD_OUT, TEST, part_named
 
 LISTS = frozenset({".txt", ".csv", ".tsv", ".jsonl"})
 _LISTED = 10
-_RULES = 2  # of what a list says; an index of other rules is not used again
+_RULES = 3  # of what a list says; an index of other rules is not used again
 
 
 class ListSource:

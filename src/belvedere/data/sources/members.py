@@ -6,7 +6,7 @@ import os
 import re
 import struct
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 from belvedere.core.errors import DataError
@@ -67,11 +67,11 @@ def shorter_keys(key: str) -> Iterator[str]:
         key = rest
 
 
-def members(path: str, *, read: frozenset[str], left: Left) -> Iterator[Image | Beside]:
+def members(path: str, *, read: Callable[[str], bool], left: Left) -> Iterator[Image | Beside]:
     """The images of a tar file (local path or URL) and the files that lie beside them.
 
-    read: the endings of the files whose content is wanted. Hidden members and what macOS adds are left out,
-    as are links to images. Raises DataError for a file that is compressed, cut short or no tar file.
+    read: whether the content of files of an ending is wanted. Hidden members and what macOS adds are left
+    out, as are links to images and to such files. Raises DataError for a file that is compressed, cut short or no tar file.
     """
     num_images = 0
     try:
@@ -90,11 +90,13 @@ def members(path: str, *, read: frozenset[str], left: Left) -> Iterator[Image | 
                     if not member.isreg():
                         if is_image:
                             left.add("images that are links to other members were left out", name)
+                        elif read(split_name(name)[1]):
+                            left.add("files of labels that are links to other members were left out", name)
                     elif is_image:
                         num_images += 1
                         yield Image(name, SPARSE if member.issparse() else member.offset_data, member.size)
                     else:
-                        yield Beside(name, _content(tar, member) if split_name(name)[1] in read else None)
+                        yield Beside(name, _content(tar, member) if read(split_name(name)[1]) else None)
     except DataError:
         raise
     except Exception as error:

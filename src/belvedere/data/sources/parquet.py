@@ -20,7 +20,16 @@ from belvedere.data.sources.access import (
     remote_version,
 )
 from belvedere.data.sources.choice import NotAClassError, listed
-from belvedere.data.sources.columns import Columns, class_of, classes_in, columns_of, number_of, unusable
+from belvedere.data.sources.columns import (
+    Columns,
+    class_of,
+    classes_in,
+    classes_of_all,
+    columns_of,
+    merged,
+    number_of,
+    unusable,
+)
 from belvedere.data.sources.index import Index, IndexWriter, open_index
 from belvedere.data.sources.index_writer import RACY_NS
 from belvedere.data.sources.indexed import NUMBER, IndexedSource, numbered_classes, rows_of_split, value
@@ -31,7 +40,7 @@ from belvedere.data.sources.unpacked import BlockFile, InUse, alone, remove_othe
 
 SUFFIX = ".parquet"
 _ROWS_AT_ONCE = 64
-_RULES = 2  # of what is taken from a file; what was unpacked by other rules is not used again
+_RULES = 3  # of what is taken from a file; what was unpacked by other rules is not used again
 _EMPTY, _LOST = -1, -2  # in the place of an offset
 
 
@@ -136,7 +145,10 @@ def _unpack(
 ) -> None:
     """Write the images of `files` to one file of the cache, and an entry for each."""
     opened = [_opened(file) for file in every]
-    columns = columns_of(opened[0].schema_arrow, every[0], image=image, label=label)
+    schemas = [parquet.schema_arrow for parquet in opened]
+    whole = merged(schemas)
+    columns = columns_of(whole, every[0] if len(every) == 1 else where, image=image, label=label)
+    columns = columns._replace(classes=classes_of_all(schemas, every, columns.label, where=where))
     columns = _with_classes(columns, opened, every, writer=writer, where=where)
     writer.meta["classes"] = columns.classes
     for note in columns.notes:
@@ -234,7 +246,7 @@ def _unpack_file(
     row = 0
     with _reading(file):
         if columns.image not in parquet.schema_arrow.names:
-            raise DataError(f"{file} (data.path) has no column {columns.image!r}, as the first file has")
+            raise DataError(f"{file} (data.path) has no column {columns.image!r}, as others have")
         wanted = [columns.image] if label is None else [columns.image, label]
         for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
             images = batch.column(columns.image).to_pylist()

@@ -52,7 +52,6 @@ class Wanted:
     def __init__(self, label: str | None, image: str | None) -> None:
         self.label, self.image = label, image
         self.ending = None if label is None else label.removeprefix(".").lower()
-        self.read = frozenset({CLS, JSON} if self.ending is None else {self.ending, JSON})
         self.texts: dict[str, int] = {}
         self.endings: Counter[str] = Counter()
         self.image_endings: Counter[str] = Counter()
@@ -61,18 +60,22 @@ class Wanted:
         self.meanings: set[str] = set()
         self.num_broken = 0
 
+    def reads(self, ending: str) -> bool:
+        """Whether files of this ending may say a label."""
+        return ending == JSON or (means_label(ending) if self.ending is None else ending == self.ending)
+
     def said(self, name: str, content: bytes | None) -> dict[str, int]:
         """The number of the label that a file says, by each of its possible meanings."""
         ending = split_name(name)[1]
         self.endings[ending] += 1
-        if ending not in self.read:
+        if not self.reads(ending):
             return {}
         if content is None:
             self.num_broken += 1
             return {}
         values: dict[str, Any] = {}
         if ending != JSON:
-            values[f".{ending}"] = content.decode("utf-8", "surrogateescape")
+            values[f".{ending}"] = content
         else:
             try:
                 values = self._in_json(json.loads(content))
@@ -98,7 +101,7 @@ class Wanted:
         numbers = {}
         for meaning, value in values.items():
             try:
-                text = as_class(value)
+                text = as_class(_one_line(value) if isinstance(value, bytes) else value)
             except NotAClassError as error:
                 count, first = self.bad.get(meaning, (0, f"{name}: the label is {error}"))
                 self.bad[meaning] = (count + 1, first)
@@ -110,6 +113,16 @@ class Wanted:
     def beside(self) -> list[str]:
         """What could be chosen as the label: endings of files, and keys of JSON files."""
         return [f".{ending}" for ending in self.endings] + list(self.keys)
+
+
+def _one_line(content: bytes) -> bytes:
+    """The bytes of a file that holds a label alone. Raises NotAClassError."""
+    if b"\0" in content:
+        raise NotAClassError("no text: the file holds zero bytes")
+    count = len(content.strip().splitlines())
+    if count > 1:
+        raise NotAClassError(f"a text of {count} lines")
+    return content
 
 
 class Samples:
@@ -147,7 +160,7 @@ def samples(path: str, wanted: Wanted, *, left: Left, found: Callable[[int], Non
     that is compressed, cut short or no tar file.
     """
     images, files = _Images(), _Files()
-    for member in members(path, read=wanted.read, left=left):
+    for member in members(path, read=wanted.reads, left=left):
         if isinstance(member, Beside):
             files.add(member.name, wanted.said(*member))
         else:
@@ -346,11 +359,11 @@ def _there(wanted: Wanted) -> str:
 def unread(wanted: Wanted, *, label: bool) -> Iterator[str]:
     """What to say of the files beside the images that gave no label."""
     if wanted.num_broken:
-        kinds = " or ".join(f".{ending}" for ending in sorted(wanted.read))
+        kinds = " or ".join(f".{ending}" for ending in sorted(wanted.endings) if wanted.reads(ending))
         yield f"{wanted.num_broken} {kinds} files could not be read; their images have no label from them"
     for meaning, (count, first) in wanted.bad.items():
         yield f"{count} labels in {_meaning(meaning)} are no classes and were left out; {first}"
-    other = {ending: count for ending, count in wanted.endings.items() if ending not in wanted.read}
+    other = {ending: count for ending, count in wanted.endings.items() if not wanted.reads(ending)}
     if label and other:
         told = ", ".join(f"{count} .{ending}" for ending, count in list(other.items())[:_MOST_ENDINGS])
         more = ", ..." if len(other) > _MOST_ENDINGS else ""

@@ -39,7 +39,7 @@ _BESIDE = (".json", ".txt", ".md", ".yaml", ".tsv", ".idx")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MOST_SHARDS = 1_000_000
-_RULES = 2  # of what is taken from a tar file; an index of other rules is not used again
+_RULES = 3  # of what is taken from a tar file; an index of other rules is not used again
 _KEPT_FROM = 1_000  # finding members reads every shard through
 
 
