@@ -89,6 +89,12 @@ def test_pil_images_of_all_modes_follow_the_rules_of_files(mode):
     assert decoded.kind != "RGB"
 
 
+@pytest.mark.parametrize("mode", ["I", "HSV", "RGBX", "RGBa", "La", "PA", "I;16B"])
+def test_pil_images_of_modes_that_no_file_has(mode):
+    decoded = inspect(open_source(Items([Image.new(mode, (7, 9))])), 0)
+    assert decoded.pixels.shape == (9, 7, 3)
+
+
 def test_gray_arrays_and_file_names(tmp_path):
     Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
     items = [
@@ -134,7 +140,63 @@ def test_labels_are_those_beside_the_items_or_in_them(dataset, labels, classes):
     assert np.array_equal(read(source, 0), PIXELS[5 if isinstance(dataset, Subset) else 0])
 
 
-@pytest.mark.parametrize("targets", [[0.5] * 6, [[1, 2]] * 6, [{"boxes": 1}] * 6, [True] * 6])
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([None, 1, 0, 1], [None, "1", "0", "1"]),
+        ([1.0, 0.0, float("nan"), -1.0], ["1", "0", None, None]),
+        ([True, False, None, True], ["true", "false", None, "true"]),
+        (["a", "", "-1", "b"], ["a", None, None, "b"]),
+        ([[1], [0], [], [1]], ["1", "0", None, "1"]),
+        ([torch.tensor([1.0]), torch.tensor(0), np.bool_(True), None], None),
+        (["10", "9", "2", None], ["10", "9", "2", None]),
+    ],
+)
+@pytest.mark.parametrize("place", ["pair", "key", "other key", "targets"])
+def test_labels_of_many_kinds_wherever_they_stand(labels, expected, place):
+    if expected is None:
+        labels, expected = labels[:2] + labels[:2], ["1", "0", "1", "0"]
+    item = {
+        "pair": lambda label: (PIXELS[0], label),
+        "key": lambda label: {"image": PIXELS[0], "label": label},
+    }
+    make = item.get(place, lambda label: {"image": PIXELS[0], "class_id": label})
+    dataset = Items([PIXELS[0]] * 4, targets=labels) if place == "targets" else Items(list(map(make, labels)))
+    source = open_source(dataset)
+    assert [None if label < 0 else source.classes[label] for label in source.labels] == expected
+
+
+def test_a_first_item_that_says_no_label_or_cannot_be_read():
+    lacks = [{"image": PIXELS[0]}, {"image": PIXELS[1], "label": 1}, {"image": PIXELS[2], "label": 0}]
+    assert open_source(Items(lacks)).labels.tolist() == [-1, 1, 0]
+    broken = [None, (PIXELS[1], 1), (PIXELS[2], 0)]
+    assert open_source(Items(broken)).labels.tolist() == [-1, 1, 0]
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_chained_data_sets_that_number_their_classes_differently(beside):
+    kinds = (["cat", "dog"], ["dog", "owl", "cat"])
+    parts = [
+        Items([(PIXELS[0], 0), (PIXELS[1], 1)], classes=names, **({"targets": [0, 1]} if beside else {}))
+        for names in kinds
+    ]
+    source = open_source(ConcatDataset(parts))
+    assert [source.classes[label] for label in source.labels] == ["cat", "dog", "dog", "owl"]
+
+
+def test_several_keys_that_may_be_the_label_are_said(capsys):
+    source = open_source(Items([{"image": PIXELS[0], "fine_label": 1, "coarse_label": 0}]))
+    assert source.labels.tolist() == [-1]
+    assert "'fine_label', 'coarse_label', and no label is taken" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("label", [10**10, 10**30, -7])
+def test_numbers_that_are_no_classes_are_refused(label):
+    with pytest.raises(DataError, match=r"(labels|they) must be class numbers"):
+        open_source(Items([(PIXELS[0], label), (PIXELS[1], 0)]))
+
+
+@pytest.mark.parametrize("targets", [[0.5] * 6, [[1, 2]] * 6, [{"boxes": 1}] * 6])
 def test_targets_that_are_no_labels_are_said(targets, capsys):
     assert set(open_source(Items(PIXELS, targets=targets)).labels.tolist()) == {-1}
     assert "neither whole numbers nor names, and are not used" in " ".join(capsys.readouterr().err.split())

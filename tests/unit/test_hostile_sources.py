@@ -481,6 +481,18 @@ TREES = {  # images; classes; images of split train and of split test (None: it 
                         ["train/x/cat/1", "train/x/dog/2"], ["test/x/dog/3"]),
     "two names of a part": (["train/cat/1", "val/dog/2", "valid/cat/3"], ("cat", "dog"), ["train/cat/1"],
                             ["val/dog/2", "valid/cat/3"]),
+    "numbered": (["train/cat/1", "test1/dog/2"], ("cat", "dog"), ["train/cat/1"], ["test1/dog/2"]),
+    "named after": (["seg_train/cat/1", "seg_test/dog/2"], ("cat", "dog"), ["seg_train/cat/1"],
+                    ["seg_test/dog/2"]),
+    "named before": (["train-jpg/1", "val-jpg/2"], (), ["train-jpg/1"], ["val-jpg/2"]),
+    "data sets": (["Train Dataset/cat/1", "Test Dataset/dog/2"], ("cat", "dog"), ["Train Dataset/cat/1"],
+                  ["Test Dataset/dog/2"]),
+    "trainval": (["trainval/cat/1", "test/dog/2"], ("cat", "dog"), ["trainval/cat/1"], ["test/dog/2"]),
+    "two tests": (["training/1", "public_test/2", "private_test/3"], (), ["training/1"],
+                  ["private_test/3", "public_test/2"]),
+    "classes with such words": (["test_tube/1", "train_station/2", "bus/3"],
+                                ("bus", "test_tube", "train_station"), None, None),
+    "folds": (["fold1/1", "fold2/2"], ("fold1", "fold2"), None, None),
     "wrap": (["wrap/cat/1", "wrap/dog/2"], ("cat", "dog"), None, None),
     "wrap, wrap": (["wrap/wrap/cat/1", "wrap/wrap/dog/2"], ("cat", "dog"), None, None),
     "deep classes": (["wrap/cat/a/1", "wrap/dog/2"], ("cat", "dog"), None, None),
@@ -493,6 +505,7 @@ AMBIGUOUS = {
     "classes beside": ["train/cat/1", "val/cat/2", "cat/3", "dog/4"],
     "images beside": ["train/1", "test/2", "3"],
     "wrapped": ["w/Training/1", "w/Testing/2", "w/extra/3"],
+    "named after": ["seg_train/a/1", "seg_test/a/2", "seg_pred/3"],
 }
 
 

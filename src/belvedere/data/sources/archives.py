@@ -54,7 +54,7 @@ def open_zip(path: str, split: str | None) -> IndexedSource:
     count for nothing. Raises DataError.
     """
     where = path if is_url(path) else str(Path(path).expanduser().resolve())
-    identity = {"kind": "zip", "rules": 2, "path": where, "remote": remote_version(where)}
+    identity = {"kind": "zip", "rules": 3, "path": where, "remote": remote_version(where)}
 
     def build(writer: IndexWriter) -> None:
         if not is_url(where):

@@ -190,7 +190,7 @@ def merged(schemas: Iterable[Any]) -> Any:
     """A schema of all columns that any of the files has: the labels may be missing in the first one."""
     import pyarrow as pa
 
-    fields = {}
+    fields: dict[str, Any] = {}
     for schema in schemas:
         for field in schema:
             known = fields.setdefault(field.name, field)
@@ -214,8 +214,9 @@ def classes_of_all(
     other = next((file for file, names in named.items() if names != named[first]), None)
     if other is not None:
         raise DataError(
-            f"{where} (data.path): the files number their classes differently: {first} {listed(named[first])}; "
-            f"{other} {listed(named[other])}; give each as a part of a mixture, which joins classes by name"
+            f"{where} (data.path): the files number their classes differently: {first} "
+            f"{listed(named[first])}; {other} {listed(named[other])}; give each as a part of a mixture, "
+            f"which joins classes by name"
         )
     return named[first]
 

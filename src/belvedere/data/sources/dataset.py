@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from belvedere.core.errors import DataError
 from belvedere.core.log import warn
 from belvedere.data.decode import Pixels, UnreadableImage
+from belvedere.data.sources.choice import NotAClassError, as_class, listed, means_label
+from belvedere.data.sources.indexed import numbered_classes
 from belvedere.data.sources.local import read_file
 from belvedere.data.sources.objects import stored_of
 from belvedere.data.sources.source import UNLABELLED, Source
@@ -22,7 +24,7 @@ PREFIX = "python:"
 """What the recipe of a run calls images that were handed over from Python."""
 
 _IMAGES = ("image", "img", "pixel_values", "pixels", "x")
-_LABELS = ("label", "labels", "target", "targets", "y", "fine_label")
+_LABELS = ("label", "labels", "target", "targets", "y")
 _MOST_READ = 50_000  # items that are read for their labels alone
 _TRIED = 8
 _DEPTH = 4
@@ -56,8 +58,9 @@ def as_source(given: Any, *, split: str | None = None) -> Source:
         )
     try:
         count = len(given)
-    except (TypeError, NotImplementedError) as error:
-        raise DataError(f"{kind} has no length (`__len__`), which an epoch needs") from error
+    except Exception as error:  # whatever the data set raises
+        told = "" if isinstance(error, TypeError | NotImplementedError) else f": {_words(error)}"
+        raise DataError(f"{kind} has no length (`__len__`), which an epoch needs{told}") from error
     if not count:
         raise DataError(f"{kind} holds no image")
     return DatasetSource(given)
@@ -89,7 +92,7 @@ class DatasetSource:
         try:
             item = self._dataset[index]
         except Exception as error:  # whatever the data set raises for this one image
-            raise UnreadableImage(key, f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise UnreadableImage(key, _words(error)) from error
         return _stored(_image_of(item), key)
 
     def fingerprint(self) -> str:
@@ -116,6 +119,10 @@ class DatasetSource:
             return
         if len(reasons) == self._count or all(_ALLOWED in reason for reason in reasons):
             raise DataError(f"no image of this {self.name} can be read: {reasons[0]}")
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _bytes(stored: bytes | Pixels) -> bytes:
@@ -181,19 +188,20 @@ def _from_floats(values: NDArray[Any], key: str) -> NDArray[np.uint8]:
 
 def _labelled(dataset: Any, count: int) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels [N], -1 where there is none, and the names of the classes."""
+    kind = type(dataset).__name__
     given, names = _targets(dataset, count), _class_names(dataset)
-    if given is None:
-        first = _label_of(dataset, 0)
-        if first is not None and count > _MOST_READ:
-            warn(
-                f"the labels of this {type(dataset).__name__} are in its {count:,} items and are not read, "
-                "which would read every image; give it an attribute `targets` to have them"
-            )
-        elif first is not None:
-            given = [_label_of(dataset, index) for index in range(count)]
-    if given is None:
+    if given is None and not _could_say_labels(dataset, count):
         return _none(count), ()
-    return _numbered([_plain(each) for each in given], names, type(dataset).__name__)
+    if given is None and count > _MOST_READ:
+        warn(
+            f"the labels of this {kind} are in its {count:,} items and are not read, which would read every "
+            "image; give it an attribute `targets` to have them"
+        )
+        return _none(count), ()
+    if given is None:
+        given = [_label_of(dataset, index) for index in range(count)]
+        given = _by_name(given, chained) if (chained := _chained(dataset)) else given
+    return _numbered(given, names, kind)
 
 
 def _none(count: int) -> NDArray[np.int64]:
@@ -203,7 +211,7 @@ def _none(count: int) -> NDArray[np.int64]:
 def _targets(dataset: Any, count: int) -> list[Any] | None:
     """The labels that a data set, or those it is a part or a chain of, states beside its items."""
     for name in ("targets", "labels", "_labels"):
-        given = getattr(dataset, name, None)
+        given = _attribute(dataset, name)
         if given is not None and hasattr(given, "__len__") and len(given) == count:
             return list(given)
     if hasattr(dataset, "dataset") and hasattr(dataset, "indices"):  # torch.utils.data.Subset
@@ -213,9 +221,18 @@ def _targets(dataset: Any, count: int) -> list[Any] | None:
     if chained:
         parts = [_targets(part, len(part)) for part in chained]
         found = [label for part in parts if part is not None for label in part]
-        return found if all(part is not None for part in parts) and len(found) == count else None
+        whole = found if all(part is not None for part in parts) and len(found) == count else None
+        return whole if whole is None else _by_name(whole, chained)
     tensors: Any = getattr(dataset, "tensors", ())  # torch.utils.data.TensorDataset
     return list(tensors[1]) if len(tensors) > 1 and len(tensors[1]) == count else None
+
+
+def _attribute(dataset: Any, name: str) -> Any:
+    try:
+        return getattr(dataset, name, None)
+    except Exception as error:  # a property that does not work
+        warn(f"`{name}` of this {type(dataset).__name__} cannot be read, and is not used: {_words(error)}")
+        return None
 
 
 def _chained(dataset: Any) -> list[Any]:
@@ -224,12 +241,62 @@ def _chained(dataset: Any) -> list[Any]:
     return list(parts) if isinstance(parts, list | tuple) else []
 
 
+def _by_name(labels: list[Any], chained: list[Any]) -> list[Any]:
+    """The labels of chained data sets, as names where each numbers its classes in another way."""
+    names = [_class_names(part) for part in chained]
+    if all(each == names[0] for each in names) or not all(names):
+        return labels
+    of_each = [each for part, each in zip(chained, names, strict=True) for _ in range(len(part))]
+    return [_name_of(label, each) for label, each in zip(labels, of_each, strict=True)]
+
+
+def _name_of(label: Any, names: list[str]) -> Any:
+    text = as_class(_plain(label))
+    numbered = text is not None and text.isdecimal() and int(text) < len(names)
+    return names[int(str(text))] if numbered else label
+
+
 def _class_names(dataset: Any) -> list[str]:
-    inner = next(iter(_chained(dataset)), getattr(dataset, "dataset", None))
-    names = getattr(dataset, "classes", None)
+    """The names of the classes; of chained data sets that number theirs in several ways none."""
+    chained = _chained(dataset)
+    names = _attribute(dataset, "classes")
     if isinstance(names, list | tuple):
         return [str(name) if isinstance(name, str) else " ".join(map(str, name)) for name in names]
+    if chained:
+        each = [_class_names(part) for part in chained]
+        return each[0] if all(every == each[0] for every in each) else []
+    inner = getattr(dataset, "dataset", None)
     return [] if inner is None else _class_names(inner)
+
+
+def _could_say_labels(dataset: Any, count: int) -> bool:
+    """Whether the first items have a place for a label, if only an empty one."""
+    for index in range(min(_TRIED, count)):
+        try:
+            item = dataset[index]
+        except Exception:  # said when its image is read
+            continue
+        several = _label_keys(item) if isinstance(item, Mapping) else []
+        if len(several) > 1 and "label" not in several:
+            warn(
+                f"the items of this {type(dataset).__name__} have several keys that may be the label, "
+                f"{listed(several)}, and no label is taken; call the one `label`"
+            )
+        if _label_key(item) is not None or (isinstance(item, tuple | list) and len(item) > 1):
+            return True
+    return False
+
+
+def _label_key(item: Any) -> str | None:
+    """The key of an item's label: `label`, or the only one that may be it."""
+    if not isinstance(item, Mapping):
+        return None
+    could = _label_keys(item)
+    return "label" if "label" in could else could[0] if len(could) == 1 else None
+
+
+def _label_keys(item: Mapping[Any, Any]) -> list[Any]:
+    return [name for name in item if name in _LABELS or (isinstance(name, str) and means_label(name))]
 
 
 def _label_of(dataset: Any, index: int) -> Any:
@@ -238,38 +305,45 @@ def _label_of(dataset: Any, index: int) -> Any:
         item = dataset[index]
     except Exception:  # said when its image is read
         return None
-    if isinstance(item, Mapping):
-        return next((item[name] for name in _LABELS if name in item), None)
+    key = _label_key(item)
+    if key is not None:
+        return item[key]
     return item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
 
 
-def _plain(label: Any) -> int | str | None:
-    """A label as a whole number or a name; None for anything else."""
-    if hasattr(label, "item") and getattr(label, "ndim", getattr(label, "size", 1)) in (0, 1):
+def _plain(label: Any) -> Any:
+    """A label as Python's own value, where it is an array or a tensor."""
+    if hasattr(label, "tolist"):
+        label = label.tolist()
+    return label
+
+
+def _numbered(given: list[Any], names: list[str], kind: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    plain = [_plain(each) for each in given]
+    texts, bad = list[str | None](), list[str]()
+    for each in plain:
         try:
-            label = label.item()
-        except (ValueError, RuntimeError):  # several numbers
-            return None
-    return label if isinstance(label, int | str) and not isinstance(label, bool) else None
-
-
-def _numbered(
-    given: list[int | str | None], names: list[str], kind: str
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    words = sorted({each for each in given if isinstance(each, str)})
-    if words and any(isinstance(each, int) for each in given):
-        raise DataError(f"the labels of this {kind} are numbers and names; give one or the other")
-    if all(each is None for each in given):
-        warn(f"the labels of this {kind} are neither whole numbers nor names, and are not used")
-        return _none(len(given)), ()
-    if words:
-        number = {word: at for at, word in enumerate(words)}
-        labels = [UNLABELLED if each is None else number[str(each)] for each in given]
-        return np.array(labels, dtype=np.int64), tuple(words)
-    labels = [UNLABELLED if each is None else max(UNLABELLED, int(each)) for each in given]
-    count = max(labels) + 1
-    classes = names if len(names) >= count else [str(label) for label in range(count)]
-    return np.array(labels, dtype=np.int64), tuple(classes)
+            texts.append(as_class(each))
+        except NotAClassError as error:
+            texts.append(None)
+            bad.append(str(error))
+    if bad:
+        every = "neither whole numbers nor names, and are not used"
+        some = f"no classes in {len(bad)} of {len(given)} items, which have none"
+        warn(
+            f"the labels of this {kind} are {every if len(bad) == len(given) else some}: a label is {bad[0]}"
+        )
+    there = sorted({text for text in texts if text is not None})
+    classes = numbered_classes(there, f"this {kind}")
+    if classes is None:
+        if any(isinstance(each, int) and not isinstance(each, bool) for each in plain) and there:
+            raise DataError(f"the labels of this {kind} are numbers and names; give one or the other")
+        number = {text: at for at, text in enumerate(there)}
+        labels = [UNLABELLED if text is None else number[text] for text in texts]
+        return np.array(labels, dtype=np.int64), tuple(there)
+    numbers = np.array([UNLABELLED if text is None else int(text) for text in texts], dtype=np.int64)
+    said = not any(isinstance(each, str) for each in plain)
+    return numbers, tuple(names if said and len(names) >= len(classes) else classes)
 
 
 def _of_main(part: Any, depth: int) -> bool:

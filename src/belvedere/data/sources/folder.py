@@ -18,7 +18,7 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif"}
     | {".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"}
 )
-_RULES = 2  # of what is found in a folder; an index of other rules is not used again
+_RULES = 3  # of what is found in a folder; an index of other rules is not used again
 _LISTED = 5
 
 

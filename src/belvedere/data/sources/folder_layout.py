@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from belvedere.data.sources.parts import class_like_part, part_named, parts_of
+from belvedere.data.sources.parts import class_like_part, parts_among, parts_of, several_end_in_parts
 
 Stamp = Callable[[str], object]
 """Told each folder before it is looked into, so that an index knows when it changes."""
@@ -42,14 +42,16 @@ def folder_layout(root: Path, extensions: frozenset[str], *, stamp: Stamp) -> Fo
     at: list[str] = []
     while True:
         level = tree.level(at)
-        named = [name for name in level.folders if part_named(name)]
+        named = parts_among(level.folders)
+        if several_end_in_parts(level.folders):  # folders without images beside them count for nothing
+            named |= parts_among(name for name in level.folders if tree.holds_image([*at, name]))
         others = [name for name in level.folders if name not in named]
         lone = None if level.has_image else _only([*named, *others], at, tree)
         if lone is None:
             return _settled(tree, at, level, named, others)
-        if part_named(lone):
+        if lone in named:
             below = tree.chain([*at, lone])
-            parts = {"/".join([*at, name]): part_named(name) for name in named}  # others may be empty
+            parts = {"/".join([*at, name]): part for name, part in named.items()}  # others may be empty
             return FolderLayout(parts, "/".join(below), len(at) + 1 + len(below))
         inner = tree.level([*at, lone])
         if inner.has_image or not tree.holds_folder([*at, lone]):  # it is the only class
@@ -68,12 +70,14 @@ def _only(names: list[str], at: list[str], tree: _Tree) -> str | None:
     return found[0] if found else None
 
 
-def _settled(tree: _Tree, at: list[str], level: _Level, named: list[str], others: list[str]) -> FolderLayout:
+def _settled(
+    tree: _Tree, at: list[str], level: _Level, named: dict[str, str], others: list[str]
+) -> FolderLayout:
     """Parts or classes, where several folders hold images."""
     if not named:
         return FolderLayout({}, "", len(at))
     beside = [""] if level.has_image else []
-    if len({part_named(name) for name in named}) > 1 or (not beside and len(named) > 1):
+    if len(set(named.values())) > 1 or (not beside and len(named) > 1):
         held = [name for name in named if tree.holds_image([*at, name])]
         beside += [name for name in others if tree.holds_image([*at, name])]
         tops = [*(named if not beside else held), *beside]

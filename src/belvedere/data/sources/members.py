@@ -71,7 +71,8 @@ def members(path: str, *, read: Callable[[str], bool], left: Left) -> Iterator[I
     """The images of a tar file (local path or URL) and the files that lie beside them.
 
     read: whether the content of files of an ending is wanted. Hidden members and what macOS adds are left
-    out, as are links to images and to such files. Raises DataError for a file that is compressed, cut short or no tar file.
+    out, as are links to images and to such files. Raises DataError for a file that is compressed, cut
+    short or no tar file.
     """
     num_images = 0
     try:

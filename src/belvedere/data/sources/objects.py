@@ -16,6 +16,10 @@ from belvedere.data.sources.arrays import checked_pixels
 from belvedere.data.sources.names import Names
 from belvedere.data.sources.source import UNLABELLED
 
+_PLAINER = {"HSV": "RGB", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "PA": "RGBA", "I;16L": "I"}
+"""Modes that no file holds, and what they become without a loss."""
+_AS_TIFF = frozenset({"CMYK", "YCbCr", "LAB", "F", "I", "I;16B"})
+
 
 def holds_pixels(dataset: Any) -> bool:
     """Whether `data` is an array of uint8 images, one for each index."""
@@ -120,6 +124,8 @@ def stored_of(image: Any) -> bytes | Pixels:
     if mode in ("RGB", "L"):
         array = np.asarray(image)
         return array if array.ndim == 3 else array[..., None]
+    if mode in _PLAINER:
+        image = image.convert(_PLAINER[mode])
     file = io.BytesIO()
-    image.save(file, "TIFF" if mode in ("CMYK", "F", "YCbCr", "LAB") else "PNG")
+    image.save(file, "TIFF" if mode in _AS_TIFF else "PNG")
     return file.getvalue()

@@ -13,7 +13,7 @@ TRAIN, VAL, TEST = "train", "val", "test"
 HELD_OUT = (TEST, VAL)
 """What `split: test` is: the first of them that is there."""
 NAMES = {
-    TRAIN: ("train", "training", "trn"),
+    TRAIN: ("train", "training", "trn", "trainval"),
     VAL: ("val", "valid", "validation", "validate", "dev", "devel", "development", "eval", "evaluation"),
     TEST: ("test", "testing", "tst", "heldout", "held-out", "held_out", "holdout", "hold-out", "hold_out"),
 }
@@ -23,8 +23,12 @@ _ANY = "|".join(
     for part, names in NAMES.items()
 )
 _NAME = re.compile(
-    rf"(?:{_ANY})(?:[-_. ]?(?:set|split|data|images?|imgs?))?(?:[-_ ]?\d{{4}})?", re.IGNORECASE
+    rf"(?:{_ANY})(?:[-_. ]?(?:set|split|data|dataset|images?|imgs?))?(?:[-_ ]?\d{{4}})?", re.IGNORECASE
 )
+_WITHIN = re.compile(
+    rf"(?P<before>.*[-_. ])?(?:{_ANY})(?:set|split|data|dataset)?(?P<behind>(?:[-_. 0-9].*)?)", re.IGNORECASE
+)
+_COUNTS_NOTHING = re.compile(r"[-_. 0-9]+")
 _FILE = re.compile(rf"(?:.*[-_. ])?(?:{_ANY})(?:(?:[-_. 0-9]|(?:set|split|data)(?![a-z])).*)?", re.IGNORECASE)
 _LISTED = 5
 
@@ -49,6 +53,39 @@ def _part(match: re.Match[str]) -> str:
     return next(part for part in NAMES if match.group(part) is not None)
 
 
+def parts_among(names: Iterable[str]) -> dict[str, str]:
+    """The part of each folder, of those that stand beside each other, that is called one.
+
+    Called alone (`train`), or with the same words around different parts (`seg_train` and `seg_test`,
+    `train-jpg` and `test-jpg`, `train` and `test1`), or where all end in one (`public_test`, `training`).
+    """
+    every = [name for name in dict.fromkeys(names) if name]
+    alone = {name: part_named(name) for name in every if part_named(name)}
+    within = {name: match for name in every if (match := _WITHIN.fullmatch(name.strip()))}
+    around: dict[tuple[str, ...], set[str]] = {}
+    for match in within.values():
+        around.setdefault(_around(match), set()).add(_part(match))
+    parts = {name: _part(match) for name, match in within.items()}
+    ends = [name for name, match in within.items() if not _around(match)[1]]
+    if len({*ends, *alone}) == len(every) and len({*parts.values(), *alone.values()}) > 1:
+        return {name: alone.get(name) or parts[name] for name in every}
+    paired = {name: parts[name] for name, match in within.items() if len(around[_around(match)]) > 1}
+    named = {**paired, **alone}
+    return {name: named[name] for name in every if name in named}
+
+
+def several_end_in_parts(names: Iterable[str]) -> bool:
+    """Whether names of two different parts at least end in one: all but these may hold no images."""
+    matches = [match for name in names if (match := _WITHIN.fullmatch(name.strip()))]
+    return len({_part(match) for match in matches if not _around(match)[1]}) > 1
+
+
+def _around(match: re.Match[str]) -> tuple[str, str]:
+    """The words before and behind the part's own in a name, without numbers."""
+    before, behind = ((match.group(side) or "").lower() for side in ("before", "behind"))
+    return _COUNTS_NOTHING.sub(" ", before).strip(), _COUNTS_NOTHING.sub(" ", behind).strip()
+
+
 def parts_of(folders: Iterable[str], where: str, *, packed: bool = False) -> dict[str, str]:
     """The part of each of the folders that all images lie in ({} when they are classes).
 
@@ -58,7 +95,7 @@ def parts_of(folders: Iterable[str], where: str, *, packed: bool = False) -> dic
     such a name among others is a class (`train` among vehicles).
     """
     names = sorted(set(folders))
-    named = {name: part for name in names if (part := part_named(name))}
+    named = parts_among(names)
     others = [name for name in names if name not in named]
     if not others:
         return named if len(named) > 1 else {}
