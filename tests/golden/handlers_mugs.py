@@ -57,7 +57,7 @@ def _loss_method(run: dict[str, Any], heads: dict[str, int], *, width: int = 2) 
     """run: as `options` has it; a supervision without an `*_out*` in `heads` is off."""
     names = ("instance_out_dim", "local_group_out_dim", "group_out_dim")
     on = [float(name in heads) for name in names]
-    sizes = {"hidden_dim": 1, "group_bottleneck_dim": 1, **dict.fromkeys(names, 1)} | heads
+    sizes = {"hidden_dim": 1, "group_bottleneck_dim": 1, **dict.fromkeys(names, 2)} | heads
     spec = ViTSpec(
         name="vit",
         width=width,

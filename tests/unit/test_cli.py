@@ -114,7 +114,8 @@ def pretraining(monkeypatch: Patch, result: Callable[[Any], Any]) -> list[Any]:
     """Replace the training itself; returns the recipes it was called with."""
     recipes: list[Any] = []
 
-    def pretrain(recipe: Any) -> Any:
+    def pretrain(recipe: Any, *, ends_process: bool) -> Any:
+        assert ends_process, "a command may end its own process"
         recipes.append(recipe)
         return result(recipe)
 

@@ -400,11 +400,11 @@ def test_the_region_task_is_added_to_a_run(
 
     begun: dict[str, Any] = {}
 
-    def look(session: Any) -> bool:
+    def look(session: Any, **how: Any) -> bool:
         begun["state"] = {name: value.clone() for name, value in session.method.state_dict().items()}
         begun["step"], begun["optimizer"] = session.step, dict(session.optimizer.state)
         begun["lr"] = session.plan.lr(session.step)
-        return train(session)
+        return train(session, **how)
 
     train = run._train
     monkeypatch.setattr(run, "_train", look)
