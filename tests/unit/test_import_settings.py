@@ -179,6 +179,76 @@ def test_a_resnet_of_other_parts_is_refused(tmp_path: Path, changes: dict[str, A
         import_checkpoint(timm_folder(tmp_path, state, **config), tmp_path / "out", architecture="timm")
 
 
+SWIN = {"img_size": 32, "embed_dim": 12, "depths": [2, 2], "num_heads": [1, 2], "window_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"window_size": 3}, "map of 8 x 8 cells .* windows of 3"),
+        ({"window_size": 7}, "map of 8 x 8 cells .* windows of 7"),
+        ({"img_size": 40}, "map of 10 x 10 cells .* windows of 4"),
+        ({"img_size": 64, "window_size": 7}, "map of 16 x 16 cells"),
+        ({"depths": [1, 2], "img_size": 48, "window_size": 5}, r"map of 6 x 6 cells \(stage 1\)"),
+    ],
+    ids=str,
+)
+def test_a_swin_of_timms_that_pads_what_it_shifts_is_refused(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    timm = pytest.importorskip("timm")
+    name, arguments = "swin_tiny_patch4_window7_224", SWIN | changes
+    state = timm.create_model(name, num_classes=0, **arguments).state_dict()
+    folder = timm_folder(tmp_path, state, architecture=name, model_args=arguments)
+    with pytest.raises(WeightsError, match=told):
+        import_checkpoint(folder, tmp_path / "out")
+
+
+def test_a_swin_that_pads_but_shifts_nothing_is_read(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    name, arguments = "swin_tiny_patch4_window7_224", SWIN | {"depths": [1, 1], "window_size": 3}
+    network = stirred(timm.create_model(name, num_classes=0, **arguments))
+    folder = timm_folder(tmp_path, network.state_dict(), architecture=name, model_args=arguments)
+    import_checkpoint(folder, tmp_path / "out")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        close(features(tmp_path / "out", images), network(images))
+
+
+def test_a_bare_swin_is_taken_for_a_size_that_its_windows_divide(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    arguments = SWIN | {"img_size": 40, "window_size": 5}
+    network = stirred(timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **arguments))
+    torch.save(network.state_dict(), tmp_path / "swin.pth")
+    card = import_checkpoint(tmp_path / "swin.pth", tmp_path / "out", architecture="timm")
+    assert "40 px" in card.notes["built for"]
+    images = torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        close(features(tmp_path / "out", images), network(images))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"crop_pct": 1e-310}, "crop_pct 1e-310, must be from 0.01 to 1"),
+        ({"crop_pct": 5}, "crop_pct 5, must be"),
+        ({"input_size": [3, 10**30, 10**30]}, "must be at most 65536 pixels"),
+        ({"mean": [1e308] * 3}, "mean .*must be three numbers"),
+        ({"mean": [10**400] * 3}, "mean .*must be three numbers"),
+        ({"std": [1e-320] * 3}, "std .*must be three positive numbers"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_preparations_of_timms_that_cannot_be_are_refused(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    own = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3} | changes
+    state = drawn(small_vit(width=32, patch_px=8, image_px=32, mlp_ratio=4.0))
+    folder = timm_folder(tmp_path, state, architecture=NAME, model_args=TIMM_VIT, pretrained_cfg=own)
+    with pytest.raises(WeightsError, match=told):
+        import_checkpoint(folder, tmp_path / "out")
+
+
 def test_every_name_of_timms_that_is_known_is_what_it_is_taken_for() -> None:
     timm = pytest.importorskip("timm")
     from belvedere.zoo.convert.timm_config import _named
@@ -306,6 +376,21 @@ def test_a_vitmsn_of_transformers_and_back(tmp_path: Path, changes: dict[str, An
         close(found(images).last_hidden_state, network(images).last_hidden_state)
 
 
+def test_heads_that_a_config_leaves_out_are_those_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    own = MSN | {"hidden_size": 384, "num_attention_heads": 12, "num_hidden_layers": 1}
+    network = stirred(transformers.ViTMSNModel(transformers.ViTMSNConfig(**own)))
+    network.save_pretrained(tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del config["num_attention_heads"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    card = import_checkpoint(tmp_path / "hf", tmp_path / "out")
+    assert card.notes["attention heads"] == "12, as transformers takes it: config.json names none"
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        close(features(tmp_path / "out", images), network(images).last_hidden_state[:, 0])
+
+
 def hf_folder(tmp_path: Path, config: dict[str, Any] | None = None, **preprocessor: Any) -> Path:
     from belvedere.zoo.write.huggingface import released_state
 
@@ -412,6 +497,14 @@ def test_images_are_prepared_as_the_file_says(
         ({"size": 18, "image_mean": ["a", 1, 1]}, "image_mean .*three numbers"),
         ({"size": 18, "do_flip_channel_order": True}, "do_flip_channel_order True"),
         ({"size": 18, "rescale_factor": 0}, "rescale_factor 0, must be a number above 0"),
+        ({"size": 18, "rescale_factor": 1e-320, "image_mean": [0.5] * 3}, "rescale_factor, .*must be three"),
+        ({"size": 18, "rescale_factor": 1e308, "do_normalize": False}, "rescale_factor, .*must be three"),
+        ({"size": 18, "image_mean": [10**400] * 3}, "image_mean .*must be three"),
+        ({"size": 18, "image_std": []}, "image_std .*three numbers"),
+        ({"size": 18 << 20}, "must be at most 65536 pixels"),
+        ({"size": 18, "do_center_crop": True, "crop_size": 0}, "crop_size 0, must be whole"),
+        ({"size": 18, "do_align_long_axis": True}, "do_align_long_axis True, which belvedere cannot do"),
+        ({"size": 18, "do_grayscale": True}, "do_grayscale True, which belvedere cannot do"),
     ],
 )
 def test_preparations_that_cannot_be_are_refused(tmp_path: Path, settings: dict[str, Any], told: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -68,6 +69,8 @@ _PROJECTIONS = {
     "attention.k_proj": 1,
     "attention.v_proj": 2,
 }
+_USUAL_HEADS = 12
+"""Of a ViTMSN whose `config.json` does not say."""
 _FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": ("vit_msn",),
     "hidden_act": ("gelu", "gelu_python"),
@@ -122,13 +125,16 @@ def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
     left = {name: tensor for name, tensor in stored.items() if name not in heads.keys() | dropped.keys()}
     backbone = _renamed(left, origin=origin)
     stated = _stated(config, origin=origin)
+    notes = unread(config, _KNOWN, "config.json")
+    if config and stated.heads is None and asked.heads is None and asked.backbone is None:
+        notes["attention heads"] = f"{_USUAL_HEADS}, as transformers takes it: config.json names none"
+        stated = replace(stated, heads=_USUAL_HEADS)
     spec = network_of(backbone, asked, origin=origin, stated=stated)
     assert isinstance(spec, ViTSpec)
     _require_agreement(config, spec, origin=origin)
     _check_classifier(heads, spec.width, origin=origin)
     prepared = huggingface_images(checkpoint.beside.get("preprocessor_config.json", {}), spec, origin=origin)
     data: dict[str, Any] = {}
-    notes = unread(config, _KNOWN, "config.json")
     if not config:
         notes["activation"] = (
             f"exact GELU, and norms with an epsilon of {spec.norm_eps:g}, assumed; no config.json"

@@ -19,6 +19,9 @@ from belvedere.zoo.convert.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 Numbers = tuple[float, float, float]
 
 _USUAL_PX, _SMALL_PX = 224, 32
+_MOST_PX = 1 << 16
+_LEAST_SHARE = 0.01  # of the crop in the resized image
+_LEAST, _MOST = 1e-6, 1e6  # of a mean or a standard deviation of values in [0, 1]
 _SHARE = 256 / 224  # of the shorter side to the crop, in every published evaluation
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}
 _UNUSABLE = ("do_pad", "do_flip_channel_order", "rescale_offset", "offset", "do_reduce_labels")
@@ -88,9 +91,10 @@ def huggingface_images(settings: Mapping[str, Any], spec: BackboneSpec, *, origi
     if not settings:
         return assumed_images(spec, interpolation="bilinear")
     where = f"{origin}: preprocessor_config.json"
-    for key in _UNUSABLE:
-        if settings.get(key):
-            raise WeightsError(f"{where} has {key} {settings[key]!r}, which belvedere cannot do")
+    for key, value in settings.items():
+        is_step = key.startswith("do_") and key not in _HUGGINGFACE_KEYS
+        if value and (is_step or key in _UNUSABLE):
+            raise WeightsError(f"{where} has {key} {value!r}, which belvedere cannot do")
     told = unread(settings, _HUGGINGFACE_KEYS, "preprocessor_config.json")
     resize_px, crop_px, words = _huggingface_sizes(settings, spec, where)
     assumptions = [words] if words else []
@@ -108,11 +112,8 @@ def huggingface_images(settings: Mapping[str, Any], spec: BackboneSpec, *, origi
 def _huggingface_sizes(settings: Mapping[str, Any], spec: BackboneSpec, where: str) -> tuple[int, int, str]:
     """The shorter side, the crop, and what of it is not what transformers does."""
     crops = _flag(settings, "do_center_crop", False, where)
-    crop = (
-        _side(settings["crop_size"], f"{where} has crop_size")[0]
-        if crops and settings.get("crop_size")
-        else None
-    )
+    given = settings.get("crop_size") if crops else None
+    crop = None if given is None else _side(given, f"{where} has crop_size")[0]
     if not _flag(settings, "do_resize", True, where):
         px = crop or own_px(spec)
         return px, px, f"do_resize is false there; images of other sizes are resized to {px} px here"
@@ -142,13 +143,19 @@ def _huggingface_normalization(settings: Mapping[str, Any], where: str) -> tuple
         scale = 255.0 * _number(settings.get("rescale_factor", 1 / 255), f"{where} has rescale_factor")
         scale = 1.0 if abs(scale - 1.0) < 1e-6 else scale
     if not _flag(settings, "do_normalize", True, where):
-        return (0.0, 0.0, 0.0), (1 / scale, 1 / scale, 1 / scale), []
+        std = _three([1 / scale] * 3, f"{where} gives, by its rescale_factor, a std of", positive=True)
+        return (0.0, 0.0, 0.0), std, []
     found, assumptions = [], []
     for name, usual in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD)):
         if settings.get(name) is None:
             assumptions.append(f"ImageNet's {name.removeprefix('image_')} assumed")
-        values = _three(settings.get(name) or usual, f"{where} has {name}", positive=name == "image_std")
-        found.append(values if settings.get(name) is None else _scaled(values, scale))
+        given = usual if settings.get(name) is None else settings[name]
+        what, positive = f"{where} has {name}", name == "image_std"
+        values = _three(given, what, positive=positive)
+        if settings.get(name) is not None and scale != 1.0:
+            shown = f"{what} {given!r}, which is, by its rescale_factor,"
+            values = _three(_scaled(values, scale), shown, positive=positive)
+        found.append(values)
     return found[0], found[1], assumptions
 
 
@@ -179,7 +186,9 @@ def timm_images(
     elif mode != "center":
         raise WeightsError(f"{where} has crop_mode {mode!r}; belvedere cuts out the middle (center)")
     share = settings.get("crop_pct")
-    resize = px * _SHARE if share is None else px / _number(share, f"{where} has crop_pct")
+    if share is not None and not _LEAST_SHARE <= _number(share, f"{where} has crop_pct") <= 1:
+        raise WeightsError(f"{where} has crop_pct {share!r}, must be from {_LEAST_SHARE:g} to 1")
+    resize = px * _SHARE if share is None else px / share
     resize_px = round(resize) if abs(resize - round(resize)) < 1e-3 or share is None else math.floor(resize)
     kind = _interpolation(settings.get("interpolation") or interpolation, f"{where} has interpolation")
     told = {"images": "; ".join(assumptions)} if assumptions else {}
@@ -218,6 +227,8 @@ def _side(value: Any, what: str) -> tuple[int, bool]:
         raise WeightsError(f"{what} {value!r}, must be whole numbers of pixels, at least 1")
     if len(set(sides)) > 1:
         raise WeightsError(f"{what} {value!r}; belvedere's images are square")
+    if sides[0] > _MOST_PX:
+        raise WeightsError(f"{what} {value!r}, must be at most {_MOST_PX} pixels")
     return sides[0], keeps_aspect
 
 
@@ -247,10 +258,9 @@ def _three(values: Any, what: str, *, positive: bool = False) -> Numbers:
     numbers = list(values) if right else []
     if not right or any(isinstance(v, bool) or not isinstance(v, int | float) for v in numbers):
         raise WeightsError(f"{what} {values!r}, must be three numbers")
-    if any(not math.isfinite(v) or (positive and v <= 0) for v in numbers):
-        raise WeightsError(
-            f"{what} {values!r}, must be three {'positive ' if positive else ''}finite numbers"
-        )
+    if any(not abs(v) <= _MOST or (positive and not v >= _LEAST) for v in numbers):
+        kind = f"positive numbers from {_LEAST:g}" if positive else f"numbers from {-_MOST:g}"
+        raise WeightsError(f"{what} {list(values)!r}, must be three {kind} to {_MOST:g}")
     return float(numbers[0]), float(numbers[1]), float(numbers[2])
 
 

@@ -54,7 +54,7 @@ def swin_spec_of(shapes: Mapping[str, Shape], *, origin: str, image_px: int | No
     """The network that has tensors of these shapes, under our names; drop path is 0.
 
     image_px: the size it was built for. Shapes leave it open; None takes 224 where all windows are then as
-    found, else the size whose last map is one window, as all published ones have it.
+    found and divide their maps, else the size whose last map is one window, as all published ones have it.
 
     origin: what the shapes were read from, for the `WeightsError`.
     """
@@ -86,7 +86,8 @@ def _built_px(windows: list[int], patch_px: int) -> int:
     """The size of images that gives the stages these windows."""
     sides = [(_USUAL_PX // patch_px) >> stage for stage in range(len(windows))]
     usual = [min(max(windows), side) for side in sides]
-    if _USUAL_PX % patch_px == 0 and usual == windows:
+    whole = all(side % window == 0 for side, window in zip(sides, windows, strict=True))
+    if _USUAL_PX % patch_px == 0 and usual == windows and whole:
         return _USUAL_PX
     return (windows[-1] << (len(windows) - 1)) * patch_px
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from belvedere.core.errors import WeightsError
-from belvedere.nn.spec import BackboneSpec, FeatureSpec
+from belvedere.nn.spec import BackboneSpec, FeatureSpec, SwinSpec
 from belvedere.zoo.convert.checkpoint import (
     Asked,
     Checkpoint,
@@ -102,6 +102,8 @@ def from_ours(
     spec = network_of(backbone, asked, origin=origin, stated=stated)
     if beside:
         require_agreement(config, spec, origin=origin)
+    if system == "timm":
+        _refuse_padded_shifts(spec, origin)
     prepared = timm_images(settings, spec, interpolation=interpolation(spec), origin=origin)
     card = described(
         checkpoint,
@@ -117,6 +119,21 @@ def from_ours(
     if isinstance(licence, str):
         card = card.model_copy(update={"licence": f"{licence}, as config.json says"})
     return Converted(backbone, {}, card)
+
+
+def _refuse_padded_shifts(spec: BackboneSpec, origin: str) -> None:
+    """Raise `WeightsError` for a Swin of timm's that shifts windows over a map which they do not divide:
+    timm rolls such a map before it pads it, belvedere, as the published networks, after."""
+    if not isinstance(spec, SwinSpec):
+        return
+    for stage, depth in enumerate(spec.blocks):
+        side, window = spec.built_side(stage), spec.window_of(stage)
+        if depth > 1 and spec.shift_of(stage, 1) and side % window:
+            raise WeightsError(
+                f"{origin} is a Swin for {spec.image_px} px whose map of {side} x {side} cells "
+                f"(stage {stage}) is no whole number of windows of {window}; timm shifts and pads such a "
+                f"map in another order than belvedere, and the features would differ"
+            )
 
 
 def ours(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
