@@ -218,6 +218,13 @@ def test_a_run_of_fewer_steps_than_its_recipe_was_measured_with_says_so() -> Non
     assert "they are 17,182" in dict(more.table())["measured"]
     assert "measured" not in dict(plan(recipe, num_images=60_000).table())
     (warning,) = plan(load_recipe("msn/fashion", [*measured, "train.epochs=5"]), num_images=3100).warnings
+    assert warning.startswith(f"train.epochs: {words}3,100 images, 5 epochs are 120;")
+    table = dict(plan(load_recipe("swav/fashion", ["data.path=x", "train.epochs=1"]), num_images=802).table())
+    assert "20 epochs were 9,360 steps" in table["measured"]  # 9,360 is a multiple of 1, too
+    assert "1 epoch are" not in table["measured"]
+    assert table["length"].startswith("1 epoch x 6")
+    own = load_recipe("msn/fashion", [*measured, "name=mine", "train.epochs=5"])
+    (warning,) = plan(own, num_images=3100).warnings
     assert "was measured with 10,296 steps on 60,000 images; here it has 120 on 3,100" in warning
 
 

@@ -62,11 +62,27 @@ def compared(recipe: Recipe, extent: Extent) -> str | None:
     measured, epochs, steps = recipe.measured, recipe.train.epochs, extent.total_steps
     if measured is None or measured.steps == steps:
         return None
-    if measured.steps % epochs:
+    written = _written_epochs(recipe)
+    if written is None:
         told = f"this recipe was measured with {measured.steps:,} steps on {measured.images:,} images"
         return f"{told}; here it has {steps:,} on {extent.images:,}"
-    told = f"{epochs} epochs were {measured.steps:,} steps on {measured.images:,} images"
-    return f"{told} where this recipe was measured; here, on {extent.images:,} images, they are {steps:,}"
+    told = f"{in_epochs(written)} were {measured.steps:,} steps on {measured.images:,} images"
+    here = "they are" if written == epochs else f"{in_epochs(epochs)} {'are' if epochs != 1 else 'is'}"
+    return f"{told} where this recipe was measured; here, on {extent.images:,} images, {here} {steps:,}"
+
+
+def _written_epochs(recipe: Recipe) -> int | None:
+    """How many epochs the measured run had: what the shipped recipe of this name says, whatever this one was
+    changed to; None where the measurement is not that recipe's."""
+    if recipe.name not in recipe_names():
+        return None
+    shipped = load_recipe(recipe.name)
+    return shipped.train.epochs if shipped.measured == recipe.measured else None
+
+
+def in_epochs(number: int) -> str:
+    """`1 epoch`, `20 epochs`."""
+    return f"{number:,} epoch{'s' if number != 1 else ''}"
 
 
 def shorter(recipe: Recipe, extent: Extent) -> str | None:

@@ -17,7 +17,7 @@ from belvedere.engine.precision import Precision, settled
 from belvedere.methods.method import Clock, Extent
 from belvedere.methods.pages import page
 from belvedere.recipe.checks import check_recipe
-from belvedere.recipe.durations import compared, doubts, shorter
+from belvedere.recipe.durations import compared, doubts, in_epochs, shorter
 from belvedere.recipe.explain import dotted
 from belvedere.recipe.fit import extent, fits
 from belvedere.recipe.load import recipe_hash
@@ -81,7 +81,7 @@ class Plan:
             ("batch", f"{recipe.train.global_batch} = {self.world_size} x {self.batch}{parts}"),
             (
                 "length",
-                f"{recipe.train.epochs} epochs x {self.steps_per_epoch:,} = {self.total_steps:,} steps",
+                f"{in_epochs(recipe.train.epochs)} x {self.steps_per_epoch:,} = {self.total_steps:,} steps",
             ),
             *([("measured", comparison)] if comparison is not None else []),
             ("learning rate", f"{lr.start:g} -> {lr.peak:g} in {self.warmup_steps:,} steps -> {lr.final:g}"),

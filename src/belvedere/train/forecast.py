@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from belvedere.core.log import say, table
 from belvedere.engine.progress import Pace, spoken
+from belvedere.recipe.durations import in_epochs
 from belvedere.recipe.plan import Plan
 from belvedere.train.session import Session
 
@@ -37,7 +38,7 @@ def ending(plan: Plan, step: int, left_s: float, *, now: datetime | None = None)
     seen = plan.steps_per_epoch * plan.recipe.train.global_batch
     left = f" for the {plan.total_steps - step:,} that are left" if step else ""
     return (
-        f"{seen:,} images x {plan.recipe.train.epochs} epochs = {plan.total_steps:,} steps, "
+        f"{seen:,} images x {in_epochs(plan.recipe.train.epochs)} = {plan.total_steps:,} steps, "
         f"about {spoken(left_s)}{left}, ends about {when}"
     )
 
