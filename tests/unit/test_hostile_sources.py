@@ -74,6 +74,15 @@ LISTS = {  # name of the list: content, keys, labels
 }  # fmt: skip
 
 
+def test_a_file_that_a_list_names_and_is_not_there_says_where_it_was_looked_for(tmp_path):
+    (tmp_path / "list.csv").write_text("file,label\nx.png,cat\n/nowhere/y.png,cat\n")
+    source = open_source(tmp_path / "list.csv")
+    with pytest.raises(UnreadableImage, match=f"No such file or directory; names start at {tmp_path}, where"):
+        source.stored(0)
+    with pytest.raises(UnreadableImage, match=r"No such file or directory$"):
+        source.stored(1)
+
+
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("BELVEDERE_CACHE", str(tmp_path / "cache"))

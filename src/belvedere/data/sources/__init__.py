@@ -34,9 +34,11 @@ def check_sample(source: Source, *, count: int = 256, seed: int = 0) -> DataRepo
         except UnreadableImage as error:
             report.fail(int(index), error.reason)
     if report.num_unreadable == report.num_tried:
-        listed = "; ".join(f"{source.key(index)}: {reason}" for index, reason in report.first_failures(5))
+        listed = ""
+        for index, reason in report.first_failures(5):
+            listed += f"\n  {source.key(index)}: {reason}"
         raise DataError(
-            f"none of {report.num_tried} images tried in {source.name!r} (data.path) can be read: {listed}"
+            f"none of {report.num_tried} images tried in {source.name!r} (data.path) can be read:{listed}"
         )
     return report
 

@@ -45,7 +45,15 @@ class ListSource:
 
     def stored(self, index: int) -> bytes:
         key = self.index.names[index]
-        return _fetched(key) if is_url(key) else read_file(os.path.join(self.folder, key), key)
+        if is_url(key):
+            return _fetched(key)
+        try:
+            return read_file(os.path.join(self.folder, key), key)
+        except UnreadableImage as error:
+            if os.path.isabs(key) or not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            where = f"names start at {os.path.abspath(self.folder)}, where the list lies"
+            raise UnreadableImage(key, f"{error.reason}; {where}") from error
 
     def fingerprint(self) -> str:
         """Over names and labels."""
