@@ -335,6 +335,45 @@ def test_what_takes_no_part_is_named(tmp_path: Path, capsys: Said) -> None:
     assert max(map(len, out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(
+    ("words", "told", "unsaid"),
+    [
+        (["--data", "nowhere"], "--data is 'nowhere', which does not exist", "data.path"),
+        (["--data", "photos", "--val", "nowhere"], "--val is 'nowhere'", "data.path"),
+        (["--data", "photos", "--predict", "nowhere"], "--predict is 'nowhere'", "data.path"),
+        (["--data", "photos", "--split", "train"], "--split is 'train', but", "data.split"),
+        (["--data", "photos", "--split", "train"], "leave out --split to take all", "null"),
+        (["--data", "photos", "--val", "photos", "--val-split", "test"], "leave out --val-split", "null"),
+        (["--data", "photos", "--range", "0", "9"], "--range is [0, 9], which has no effect", "data.range"),
+        (["--data", "photos", "--label", "kind"], "--label is 'kind', which has no effect", "data.label"),
+    ],
+)
+def test_mistakes_are_told_by_the_options_of_the_command(
+    words: list[str], told: str, unsaid: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos")
+    assert main(["evaluate", "weights", *words]) == 1
+    said = words_of(capsys.readouterr().err)
+    assert told in said
+    assert unsaid not in said
+    if "--val" not in words and "--predict" not in words:
+        assert main(["embed", "weights", *words, "--out", "x.npz"]) == 1
+        assert told in words_of(capsys.readouterr().err)
+        assert main(["data", "check", *words[1:]]) == 1
+        said = words_of(capsys.readouterr().err)
+        assert told.replace("--data", "SOURCE") in said
+        assert unsaid not in said
+
+
+def test_a_choice_of_columns_is_told_by_the_options(tmp_path: Path, capsys: Said) -> None:
+    (tmp_path / "list.csv").write_text("file,fine_label,coarse_label\nx.png,a,b\n")
+    assert main(["evaluate", "weights", "--data", str(tmp_path / "list.csv")]) == 1
+    said = words_of(capsys.readouterr().err)
+    assert "choose one by --label, such as --label fine_label" in said
+    assert "data." not in said
+
+
 def test_images_to_predict_that_were_trained_on_are_counted(tmp_path: Path, capsys: Said) -> None:
     data = photos(tmp_path / "photos")
     assert run(tmp_path, data, "--predict", data / "red") == 0

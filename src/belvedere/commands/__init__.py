@@ -19,7 +19,7 @@ COMMANDS = {
     "embed": Listed("embed", "write the features of images to a file"),
     "export": Listed("export_weights", "hand a backbone to transformers, timm, torchvision or ONNX, checked"),
     "import": Listed("import_weights", "convert a published checkpoint to belvedere's format"),
-    "zoo": Listed("zoo", "list the published models of the five systems, or fetch one"),
+    "zoo": Listed("zoo", "list the published models of the six systems, or fetch one"),
     "data": Listed("data", "check images: unreadable ones, copies, what an evaluation set shares"),
     "recipes": Listed("recipes", "list the recipes, or show one"),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from belvedere.commands.option_words import told_by_options
 from belvedere.commands.options import (
     add_columns,
     add_range,
@@ -142,9 +143,10 @@ def _checked(args: argparse.Namespace) -> dict[str, Any]:
 
     value_range = None if args.range is None else (args.range[0], args.range[1])
     chosen = {"label": args.label, "image": args.image}
-    source = open_source(args.source, split=args.split, value_range=value_range, **chosen)
-    if value_range is not None:
-        refuse_range_without_effect(source, value_range)
+    with told_by_options("SOURCE", "--split"):
+        source = open_source(args.source, split=args.split, value_range=value_range, **chosen)
+        if value_range is not None:
+            refuse_range_without_effect(source, value_range)
     if args.keep is not None:
         check_keep(args.keep, source)
     other = None if args.against is None else _against(args, value_range)
@@ -170,7 +172,8 @@ def _against(args: argparse.Namespace, value_range: tuple[float, float] | None) 
     from belvedere.data.sources import has_columns, open_source
 
     chosen = {"label": args.label, "image": args.image} if has_columns(args.against) else {}
-    return open_source(args.against, split=args.against_split, value_range=value_range, **chosen)
+    with told_by_options("--against", "--against-split"):
+        return open_source(args.against, split=args.against_split, value_range=value_range, **chosen)
 
 
 def _looked_at(source: Source, args: argparse.Namespace) -> Survey:

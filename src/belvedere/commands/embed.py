@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from belvedere.commands.option_words import told_by_options
 from belvedere.commands.options import (
     add_backbone,
     add_columns,
@@ -55,9 +56,10 @@ def run(args: argparse.Namespace) -> int:
     check_out(args.out)
     backbone, card = load(args.weights)
     chosen = {"label": args.label, "image": args.image}
-    source = open_source(args.data, split=args.split, value_range=range_for(args, card), **chosen)
-    if args.range is not None:
-        refuse_range_without_effect(source, args.range)
+    with told_by_options("--data", "--split"):
+        source = open_source(args.data, split=args.split, value_range=range_for(args, card), **chosen)
+        if args.range is not None:
+            refuse_range_without_effect(source, args.range)
     tell_remarks(source)
     with Stages() as stages:
         extracted = embed(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from belvedere.commands.option_words import told_by_options
 from belvedere.commands.options import (
     add_backbone,
     add_columns,
@@ -192,8 +193,8 @@ def _open(args: argparse.Namespace, value_range: tuple[float, float] | None) -> 
     unlabelled = None
     if args.predict is not None:
         same = Path(args.predict).expanduser().resolve() == Path(args.data).expanduser().resolve()
-        unlabelled = _without_labels(data) if same else _opened(args.predict, None, args, value_range)
-    val = None if args.val is None else _opened(args.val, args.val_split, args, value_range)
+        unlabelled = _without_labels(data) if same else _opened("--predict", args, value_range)
+    val = None if args.val is None else _opened("--val", args, value_range)
     if args.subset is None:
         return _Images(data, val, "--val", unlabelled)
     listed = from_list(data, args.subset)
@@ -215,16 +216,18 @@ def _opened_data(
     from belvedere.data.sources.ranged import refuse_range_without_effect
 
     def part(split: str | None) -> Source:
-        return open_source(
-            args.data, split=split, value_range=value_range, label=args.label, image=args.image
-        )
+        with told_by_options("--data", "--split"):
+            return open_source(
+                args.data, split=split, value_range=value_range, label=args.label, image=args.image
+            )
 
     data = part(None if args.subset is not None else args.split)
     parted = args.subset is not None and is_divided(data) and args.split != "test"
     if args.subset is not None and args.split is not None and not parted:
         data = part(args.split)
     if args.range is not None:
-        refuse_range_without_effect(data, args.range)
+        with told_by_options("--data"):
+            refuse_range_without_effect(data, args.range)
     tell_remarks(data)
     if args.labels is not None:
         data = with_labels(data, args.labels, use_predicted=args.val is not None)
@@ -248,15 +251,15 @@ def _rest(data: Source, listed: Source) -> Source:
     return subset(data, rest)
 
 
-def _opened(
-    path: str, split: str | None, args: argparse.Namespace, value_range: tuple[float, float] | None
-) -> Source:
-    """Other images than --data, with the same columns where they have any."""
+def _opened(option: str, args: argparse.Namespace, value_range: tuple[float, float] | None) -> Source:
+    """The images of --val or --predict, with the columns of --data where they have any."""
     from belvedere.data.sources import has_columns, open_source
 
+    path, split = (args.val, args.val_split) if option == "--val" else (args.predict, None)
     chosen = {"label": args.label, "image": args.image} if has_columns(path) else {}
-    source = open_source(path, split=split, value_range=value_range, **chosen)
-    tell_remarks(source)
+    with told_by_options(option, "--val-split" if option == "--val" else None):
+        source = open_source(path, split=split, value_range=value_range, **chosen)
+    tell_remarks(source, option)
     return source
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from belvedere.commands.option_words import told_by_options
 from belvedere.commands.options import (
     add_columns,
     add_lambda,
@@ -146,7 +147,8 @@ def _opened(args: argparse.Namespace) -> Source:
     from belvedere.data.sources import from_list, open_source, with_labels
     from belvedere.data.sources.places import is_divided, part_of
 
-    source = open_source(args.data, split=args.split, label=args.label, image=args.image)
+    with told_by_options("--data", "--split"):
+        source = open_source(args.data, split=args.split, label=args.label, image=args.image)
     if args.labels is not None:
         source = with_labels(source, args.labels)
     if args.subset is None:

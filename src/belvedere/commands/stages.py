@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from belvedere.commands.option_words import in_options
 from belvedere.core.log import process_rank, say
 from belvedere.engine.progress import Progress
 
@@ -12,13 +13,13 @@ if TYPE_CHECKING:
     from belvedere.data.sources.source import Source
 
 
-def tell_remarks(source: Source, *, most: int = 8) -> None:
-    """Say what a person should know about a source."""
+def tell_remarks(source: Source, path: str = "--data", *, most: int = 8) -> None:
+    """Say what a person should know about a source; path: the option that names it."""
     from belvedere.data.sources import remarks
 
     told = remarks(source)
     for remark in told[:most]:
-        say(f"{source.name}: {remark}")
+        say(f"{source.name}: {in_options(remark, path)}")
     if len(told) > most:
         say(f"{source.name}: {len(told) - most} more remarks; `belvedere data check --json FILE` lists them")
 

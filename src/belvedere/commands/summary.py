@@ -106,8 +106,9 @@ def _copies(report: Mapping[str, Any]) -> Iterator[str]:
     if not copies.get("images"):
         return
     conflicts = copies["conflicting_groups"]
+    groups = f"{copies['groups']} group{'s' if copies['groups'] != 1 else ''}"
     yield (
-        f"{copies['images']} images of --data are equal to others of it ({copies['groups']} groups"
+        f"{copies['images']} images of --data are equal to others of it ({groups}"
         f"{f', {conflicts} of them with several labels' if conflicts else ''})"
         + ("" if left_out else f", so that of the scored images {_also_trained_on(report)} were trained on ")
         + ("" if left_out else "too; --leave-out-copies takes one of each, `belvedere data check` lists them")

@@ -1,4 +1,4 @@
-"""The published models of the five systems, as the shipped recipes state them: no number stands here."""
+"""The published models of the six systems, as the shipped recipes state them: no number stands here."""
 
 from __future__ import annotations
 
