@@ -153,6 +153,8 @@ def test_the_roles_a_method_can_do_without_may_be_absent(tmp_path: Path) -> None
         ("views=3", "it must be a section, each value a section with the keys count, px"),
         ("views.anchor=null", "views.anchor: null is not allowed; it must be a section with the keys count"),
         ("run.sinks=[tensorboard, x]", "it must be a list, each item one of tensorboard, wandb"),
+        ("run.sinks=wandb", "did you mean [wandb]?"),
+        ("run.sinks=[wand]", "did you mean wandb?"),
         ("run.save_every_minutes=0", "it must be a number above 0 or null"),
         ("name=../x", "name: '../x' is not allowed; use letters"),
         ("seed=-1", "it must be a whole number of at least 0"),

@@ -124,7 +124,8 @@ def check_known(
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     unknown = [f"{name} ({counts[c]})" for c, name in enumerate(classes) if counts[c] and name not in known]
     if unknown:
+        cure = "list images of these classes too" if "--subset" in option else "names must agree with --data"
         raise EvaluationError(
             f"the scored set ({option}) has classes that no training image has, with so many images: "
-            f"{named_few(unknown)}; folder names must agree with --data"
+            f"{named_few(unknown)}; {cure}"
         )

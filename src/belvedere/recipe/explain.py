@@ -217,7 +217,9 @@ def _wrong_value(path: Path, value: Any, values: Mapping[str, Any], message: str
     expected = allowed_at(path, values)
     words += f"; it must be {expected}" if expected else f": {message}"
     if isinstance(value, str) and expected and "one of " in expected:
-        words += did_you_mean(value, expected.split("one of ")[1].split(" or ")[0].split(", "))
+        word = closest(value, expected.split("one of ")[1].split(" or ")[0].split(", "))
+        listed = expected.startswith("a list") and not path[-1].isdecimal()
+        words += f"; did you mean {f'[{word}]' if listed else word}?" if word else ""
     elif expected and expected.startswith(("text", "null or text")) and not isinstance(value, (str, Mapping)):
         words += " (put it in quotes if it is meant as text)"
     return words

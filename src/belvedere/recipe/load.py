@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -139,7 +140,9 @@ class _Draft:
         key, equals, text = override.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(path):
-            self._mistake((), f"{_quoted(override)} is no override; write key.path=value")
+            images = not equals and (os.sep in override or os.path.exists(override))
+            meant = f", for images {_quoted(f'data.path={override}')}" if images else ""
+            self._mistake((), f"{_quoted(override)} is no override; write key.path=value{meant}")
             return
         before = [other for other in self.overridden if other[: len(path)] == path]
         if before:

@@ -178,6 +178,12 @@ def _refuse_another_network(
     not show in shapes."""
     mine, other = (spec.model_dump() for spec in (ours, theirs))
     keys = [key for key in {**mine, **other} if key not in _FREE and mine.get(key) != other.get(key)]
+    if ours.name != theirs.name:  # the other keys of one mean nothing to the other
+        raise CheckpointError(
+            f"init.from: {where} has another network than this recipe: its backbone.name is {theirs.name}, "
+            f"the recipe's {ours.name}; take a recipe with a {theirs.name} (`belvedere recipes --backbone "
+            f"{theirs.name}`)"
+        )
     if keys:
         lines = "\n  ".join(f"backbone.{key}: {mine.get(key)}, in the file {other.get(key)}" for key in keys)
         raise CheckpointError(
