@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Protocol, cast
 
 from belvedere.commands import COMMANDS
-from belvedere.commands.options import Parser
+from belvedere.commands.options import HelpFormatter, Parser
 from belvedere.core.errors import EXIT_DONE, EXIT_ERROR, EXIT_USAGE, BelvedereError
 from belvedere.core.log import Text, console, never_refuse, print_line, process_rank
 
@@ -34,9 +34,9 @@ class TerminatedError(KeyboardInterrupt):
 
 _EXAMPLES = """\
 examples:
-  belvedere demo                                 see it work, in about three minutes
+  belvedere demo                                 see it work, in three minutes
   belvedere pretrain msn/vits16 data.path=DIR    pretrain on a folder of images
-  belvedere evaluate runs/msn/vits16 --data DIR  how good are the features, with few labels?
+  belvedere evaluate runs/msn/vits16 --data DIR  what do few labels reach?
 
 `belvedere COMMAND --help` tells more. Exit status: 0 done, 1 an error, 2 a wrong command line or recipe,
 75 stopped with everything saved (run the same command again), 130 interrupted, 143 terminated.
@@ -100,7 +100,7 @@ def _top_parser() -> argparse.ArgumentParser:
         description="Learn image representations without labels, so that a handful of labels is enough "
         f"afterwards.\n\ncommands:\n{listed}",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print belvedere's version and exit")

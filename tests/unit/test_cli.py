@@ -53,6 +53,19 @@ def replaced(monkeypatch: Patch, module: str, **names: Any) -> None:
 # Help
 
 
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("words", [[], *([command] for command in COMMANDS)])
+def test_help_is_filled_to_the_screen(
+    words: list[str], columns: int, monkeypatch: Patch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main([*words, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= max(80, min(columns, 120)) for line in lines)
+    for line in lines:  # what is wider than the screen is written so: a table, an example, a choice
+        assert len(line) <= columns or line.startswith("  ")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(command: str, capsys: Capture) -> None:
     assert main([command, "--help"]) == 0
@@ -250,6 +263,11 @@ def test_every_mistake_of_a_recipe_is_told_and_exits_2(capsys: Capture) -> None:
         (["embed", "x", "--data", "d"], "--out"),
         (["embed", "x", "--data", "d", "--out", "f.txt"], ".npz or .parquet"),
         (["recipes", "msn/vit16"], "nearest: msn/vits16"),
+        (["recipes", "msn"], "`belvedere recipes` lists all, among them\n  msn/fashion\n  msn/vitb16"),
+        (["recipes", "x/y"], "there is no recipe x/y; `belvedere recipes` lists all\n"),
+        (["recipes", "--keys", "foo"], "they begin with name, seed, method"),
+        (["pretrain", "tiny/msn", "--epochs", "3"], "are given as key.path=value, such as data.path=DIR"),
+        (["pretrain", "tiny/msn", "a/photos"], "write key.path=value, for images 'data.path=a/photos'"),
     ],
 )
 def test_wrong_command_lines_exit_2_and_name_the_mistake(

@@ -13,7 +13,7 @@ class Listed(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Listed("demo", "pretrain on handwritten digits and see what few labels reach, in minutes"),
+    "demo": Listed("demo", "pretrain on handwritten digits, see what few labels reach"),
     "pretrain": Listed("pretrain", "pretrain a backbone on a folder of images, by a recipe"),
     "evaluate": Listed("evaluate", "measure a backbone on labelled images: k-NN, few labels, linear"),
     "embed": Listed("embed", "write the features of images to a file"),

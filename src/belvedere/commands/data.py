@@ -34,7 +34,8 @@ recompressed, resized, slightly cropped or brightened, grayed or mirrored ones."
 
 _EXAMPLES = """\
   belvedere data check photos
-  belvedere data check photos --against benchmark --against-split test --json leaks.json
+  belvedere data check photos --against benchmark --against-split test \\
+      --json leaks.json
   belvedere data check imagenet --split train
   belvedere data check photos --limit 2000 --no-near
   belvedere data check photos --keep good.csv"""
@@ -45,8 +46,8 @@ _MOST_WORKERS = 16
 
 def parser() -> argparse.ArgumentParser:
     """The options of `belvedere data`."""
-    parser = command_parser("data", _DESCRIPTION, examples=_EXAMPLES)
-    parser.add_argument("what", choices=_WHAT, metavar="check", help="what to do")
+    parser = command_parser("data check", _DESCRIPTION, examples=_EXAMPLES)
+    parser.add_argument("what", choices=_WHAT, metavar="check", help=argparse.SUPPRESS)
     parser.add_argument(
         "source", metavar="SOURCE", help="images: a folder, or any other single source (docs/data.md)"
     )

@@ -26,7 +26,8 @@ An .npz holds `features` [N, D] float32, `files` [N] and, where the images lie i
 
 _EXAMPLES = """\
   belvedere embed runs/msn/vits16 --data photos --out photos.npz
-  belvedere embed vits16/backbone.safetensors --data photos --out photos.parquet --device cuda"""
+  belvedere embed vits16/backbone.safetensors --data photos \\
+      --out photos.parquet --device cuda"""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -43,9 +43,12 @@ is trained on where --val is given, and never scored."""
 
 _EXAMPLES = """\
   belvedere evaluate runs/tiny/msn --data digits --split test
-  belvedere evaluate runs/photos --data photos --protocols knn,logistic --shots 1,5 --splits 20
-  belvedere evaluate runs/photos --data photos --labels names.csv --predict photos
-  belvedere evaluate vits16/backbone.safetensors --data imagenet --subset 1imgs_class.txt"""
+  belvedere evaluate runs/photos --data photos --protocols knn,logistic \\
+      --shots 1,5 --splits 20
+  belvedere evaluate runs/photos --data photos --labels names.csv \\
+      --predict photos
+  belvedere evaluate vits16/backbone.safetensors --data imagenet \\
+      --subset 1imgs_class.txt"""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -35,19 +35,20 @@ Hand a backbone over to another library: its files, and a README.md that says wh
 they reach and how to load them. The files are read back with that library at once and compared with
 belvedere's own network, on random images and on some of --data; if they differ, nothing is written.
 
-  huggingface   transformers' ViTMSN, as the released models lie there            ViT
-  timm          timm.create_model, strictly loaded                                ViT, ResNet, Swin
-  torchvision   resnet50, VisionTransformer ..., strictly loaded                  ViT, ResNet
-  onnx          a graph that gives the features, for onnxruntime                  all
-  published     a .pth as its authors' code has it: MSN, SwAV, DeepCluster-v2, SeLa-v2, EsViT, Mugs
-  safetensors   belvedere's own folder                                            all
+  huggingface   ViT                transformers' ViTMSN, as the released models
+  timm          ViT, ResNet, Swin  timm.create_model, strictly loaded
+  torchvision   ViT, ResNet        resnet50, VisionTransformer, strictly loaded
+  onnx          all                a graph of the features, for onnxruntime
+  published     of its method      a .pth as the authors' code writes it
+  safetensors   all                belvedere's own folder
 
 --classifier fits a classifier on the labelled images of --data, as `belvedere evaluate --predict` does, and
 exports it too: as the head of ViTMSNForImageClassification, or as probabilities of the ONNX graph."""
 
 _EXAMPLES = """\
   belvedere export runs/msn/vits16 --to huggingface --out vits16-hf
-  belvedere export runs/photos --to huggingface --data photos --classifier --labels names.csv --out photos-hf
+  belvedere export runs/photos --to huggingface --data photos \\
+      --classifier --labels names.csv --out photos-hf
   belvedere export weights/swav-rn50 --to torchvision --out rn50-tv
   belvedere export runs/msn/vits16 --to published --out vits16-msn
   belvedere export runs/photos --to onnx --data photos --out photos-onnx"""
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "weights", type=path, metavar="RUN_OR_WEIGHTS", help="a run's directory, or an exported backbone"
     )
-    parser.add_argument("--to", required=True, choices=_TARGETS, help="the format")
+    parser.add_argument("--to", required=True, choices=_TARGETS, metavar="FORMAT", help="one of those above")
     parser.add_argument("--out", required=True, type=path, metavar="DIR", help="the folder to write")
     images = parser.add_argument_group("images")
     images.add_argument(

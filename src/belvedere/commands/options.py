@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shutil
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -14,20 +16,53 @@ from belvedere.core.log import say, visible
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, whose messages show control characters of what was typed as escapes."""
+    """argparse's, whose messages show control characters of what was typed as escapes.
+
+    unknown: what to add where an option is not known.
+    """
+
+    unknown = ""
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message on stderr and exit with status 2."""
-        super().error(visible(message))
+        added = self.unknown if message.startswith("unrecognized arguments") else ""
+        super().error(visible(message + added))
 
 
-def command_parser(name: str, description: str, *, examples: str) -> argparse.ArgumentParser:
+class HelpFormatter(argparse.HelpFormatter):
+    """Paragraphs are filled to the width of the screen; lists, tables and examples stay as written."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=min(shutil.get_terminal_size().columns, _WIDEST) - 2)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(_filled(part, width, indent) for part in text.split("\n\n"))
+
+
+_WIDEST = 110
+
+
+def _filled(paragraph: str, width: int, indent: str) -> str:
+    lines = paragraph.splitlines()
+    if any(line.startswith(" ") for line in lines):
+        return "\n".join(indent + line for line in lines)
+    return textwrap.fill(
+        " ".join(lines),
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def command_parser(name: str, description: str, *, examples: str) -> Parser:
     """An empty parser of `belvedere NAME`, whose help ends in the examples, printed as they are."""
     return Parser(
         prog=f"belvedere {name}",
         description=description,
         epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
 

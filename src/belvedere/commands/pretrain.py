@@ -35,10 +35,14 @@ init.start_epoch=N the run goes on at that epoch instead, with its schedules."""
 _EXAMPLES = """\
   belvedere pretrain tiny/msn
   belvedere pretrain msn/vits16 data.path=photos run.dir=runs/photos --dry-run
-  belvedere pretrain msn/vits16 data.path=photos train.global_batch=256 run.micro_batch=32
-  belvedere pretrain swav/rn50-200ep-b256 data.path=photos init.from=weights/swav
-  belvedere pretrain tiny/msn train.epochs=40 init.from=runs/tiny/msn run.dir=runs/tiny/msn-2
-  torchrun --nproc-per-node=8 -m belvedere pretrain msn/vits16 data.path=photos"""
+  belvedere pretrain msn/vits16 data.path=photos \\
+      train.global_batch=256 run.micro_batch=32
+  belvedere pretrain swav/rn50-200ep-b256 data.path=photos \\
+      init.from=weights/swav
+  belvedere pretrain tiny/msn train.epochs=40 init.from=runs/tiny/msn \\
+      run.dir=runs/tiny/msn-2
+  torchrun --nproc-per-node=8 -m belvedere pretrain msn/vits16 \\
+      data.path=photos"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check recipe, images, memory and disk, print the plan, take the first step, tell how long the "
         "run will take; write nothing",
+    )
+    parser.unknown = (
+        "; values of the recipe are given as key.path=value, such as data.path=DIR train.epochs=3 "
+        "(`belvedere recipes --keys` lists them)"
     )
     return parser
 

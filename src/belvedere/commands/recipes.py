@@ -61,7 +61,10 @@ def parser() -> argparse.ArgumentParser:
         help="only networks of this size: tiny below 5 million parameters, small below 40, base below 120",
     )
     parser.add_argument(
-        "--data", choices=_DATA, help="only recipes made for this data; small: digits and Fashion-MNIST"
+        "--data",
+        choices=_DATA,
+        metavar="DATA",
+        help=f"only recipes made for this data: {', '.join(_DATA)}; small: digits and Fashion-MNIST",
     )
     parser.add_argument("--json", action="store_true", help="print the list, or the keys, for a program")
     parser.add_argument(
@@ -95,8 +98,11 @@ def _refuse_beside(given: str, others: list[str]) -> None:
 
 def _print_recipe(name: str) -> None:
     if name not in recipe_names():
-        listed = "\n  ".join(recipe_names())
-        raise RecipeError(f"there is no recipe {with_nearest(name, recipe_names())}. Shipped:\n  {listed}")
+        near = [other for other in recipe_names() if other.startswith(f"{name.partition('/')[0]}/")]
+        listed = "".join(f"\n  {other}" for other in near)
+        among = ", among them" if near else ""
+        unknown = with_nearest(name, recipe_names())
+        raise RecipeError(f"there is no recipe {unknown}; `belvedere recipes` lists all{among}{listed}")
     sys.stdout.write(recipe_text(name))
 
 
@@ -219,7 +225,9 @@ def _print_keys(prefix: str, *, as_json: bool) -> None:
     wanted = _begins(keys, prefix)
     if not wanted:
         names = [key.key for key in keys]
-        raise UsageError(f"no key of a recipe begins with {with_nearest(prefix, names)}")
+        sections = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+        unknown = with_nearest(prefix, names)
+        raise UsageError(f"no key of a recipe begins with {unknown}; they begin with {sections}")
     if as_json:
         _print_json(wanted)
         return

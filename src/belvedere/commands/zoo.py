@@ -26,9 +26,8 @@ they are, what they reach (top-1 in percent), their licence. Each has the name o
 same. With a model's name: all that is known of it, and where its file lies. `get` fetches one into the cache;
 a transfer that was stopped goes on where it was, and the SHA-256 of what came is recorded.
 
-Piped, the list has a line for each model, with tabs between columns and their names first; nothing is cut.
---json gives an array of objects: name, system, network, epochs, accuracy, source, licence, file, address, and
-in words the place of what has no address."""
+The list is the same in a pipe. For a program, --json gives an array of objects: name, system, network,
+epochs, accuracy, source, licence, file, address, and in words the place of what has no address."""
 
 _EXAMPLES = """\
   belvedere zoo
