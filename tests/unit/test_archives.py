@@ -90,6 +90,46 @@ def test_names_of_every_kind(tmp_path):
     assert keys(open_zip(str(path), None)) == ["ä/ö.png", "é/\U0001f600.png", "b/c.png"]
 
 
+def test_names_in_utf_8_that_the_archive_does_not_say(tmp_path):
+    data = bytearray(zipped(tmp_path / "set.zip", ["ä/ö.png", "b/2.png"]).read_bytes())
+    for mark, at in ((b"PK\x03\x04", 7), (b"PK\x01\x02", 9)):  # as macOS writes them
+        place = data.find(mark)
+        data[place + at] &= ~8
+    (tmp_path / "set.zip").write_bytes(data)
+    assert open_zip(str(tmp_path / "set.zip"), None).classes == ("b", "ä")
+    data = data.replace("ä/ö".encode(), b"\x84/\x94__")  # the same in code page 437
+    (tmp_path / "set.zip").write_bytes(data)
+    assert keys(open_zip(str(tmp_path / "set.zip"), None))[0] == "ä/ö__.png"
+
+
+def test_links_in_a_zip_archive_are_left_out_and_said(tmp_path):
+    path = zipped(tmp_path / "set.zip", ["a/1.png", "b/2.png"])
+    with zipfile.ZipFile(path, "a") as archive:
+        link = zipfile.ZipInfo("a/3.png")
+        link.create_system, link.external_attr = 3, 0o120777 << 16
+        archive.writestr(link, "1.png")
+    source = open_zip(str(path), None)
+    assert keys(source) == ["a/1.png", "b/2.png"]
+    assert "1 images that are links to other members were left out: a/3.png" in source.skipped
+
+
+def test_an_archive_behind_another_one_is_refused(tmp_path):
+    first = zipped(tmp_path / "set.zip", NAMES).read_bytes()
+    (tmp_path / "set.zip").write_bytes(first + zipped(tmp_path / "b.zip", NAMES[:2]).read_bytes())
+    with pytest.raises(DataError, match=f"holds another zip archive before its own, of {len(first)} bytes"):
+        open_zip(str(tmp_path / "set.zip"), None)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 100])
+def test_an_end_record_that_is_wrong_about_the_place_of_its_directory(tmp_path, offset):
+    path = zipped(tmp_path / "set.zip", NAMES)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.rfind(b"PK\x05\x06") + 16, offset)
+    path.write_bytes(data)
+    source = open_zip(str(path), None)
+    assert [source.stored(index) for index in range(4)] == [image(number) for number in range(4)]
+
+
 def test_bytes_before_the_archive_and_a_comment_behind_it(tmp_path):
     path = zipped(tmp_path / "set.zip", NAMES)
     with zipfile.ZipFile(path, "a") as archive:

@@ -70,8 +70,38 @@ def test_labels_beside_the_array(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
+        (np.array([1.0, np.nan, -1.0, 2.0]), ["1", None, None, "2"]),
+        (np.array([True, False, True, True]), ["true", "false", "true", "true"]),
+        (np.array(["a", "", "-1", "b"]), ["a", None, None, "b"]),
+        (np.array([b"k\xe4", b"b", b"", b"b"]), ["k\udce4", "b", None, "b"]),
+    ],
+)
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_labels_of_other_types(tmp_path, labels, said, ending):
+    if ending == "npy":
+        path = saved(tmp_path / "set.npy", pixels(4, 8, 8))
+        saved(tmp_path / "set_labels.npy", labels)
+    else:
+        path = tmp_path / "set.npz"
+        np.savez(path, images=pixels(4, 8, 8), labels=labels)
+    source = open_array(path, None)
+    assert [None if label < 0 else source.classes[label] for label in source.labels] == said
+
+
+def test_arrays_that_are_not_used_are_named(tmp_path):
+    whole = pixels(4, 8, 8)
+    np.savez(tmp_path / "set.npz", images=whole, fine_class=[0, 1, 2, 1], x_train=whole)
+    assert open_array(tmp_path / "set.npz", None).skipped == (
+        "arrays that were not used: 'fine_class', 'x_train'",
+        "no label was found; 'fine_class' may be it: call the one array of labels `labels`",
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
         (np.arange(3), r"set_labels\.npy has shape \[3\]; the labels of 4 images are \[4\]"),
-        (np.zeros(4), "holds float64; labels must be whole numbers or names"),
+        (np.full(4, 0.5), "holds float64; labels must be whole numbers or names"),
         (np.array([0, 1, 2, -5]), "labels from -5 to 2"),
         (np.array([0, 1, 2, 10**9]), "labels from 0 to 1000000000"),
     ],

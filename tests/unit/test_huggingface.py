@@ -8,6 +8,7 @@ from containers import again, image, keys, same_with_a_worker, sent
 
 from belvedere.core.errors import DataError, MissingPackageError
 from belvedere.data.decode import UnreadableImage
+from belvedere.data.sources import open_source
 from belvedere.data.sources.huggingface import from_huggingface, open_huggingface
 
 datasets = pytest.importorskip("datasets")
@@ -130,6 +131,23 @@ def test_what_is_refused(tmp_path):
         from_huggingface(table([0], [0]).select([]))
     with pytest.raises(DataError, match=r"without splits; set data.split=null"):
         from_huggingface(table([0], [0]), split="train")
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", "null", '"x"', "{"])
+def test_a_damaged_description_is_refused_in_words(tmp_path, name, content):
+    table([0], [1]).save_to_disk(str(tmp_path / "set"))
+    (tmp_path / "set" / name).write_text(content)
+    if (name, content) == ("dataset_info.json", "{}"):
+        assert len(open_huggingface(f"hf:{tmp_path / 'set'}", None)) == 1
+        return
+    with pytest.raises(DataError, match="is no folder that save_to_disk wrote, or is damaged"):
+        open_huggingface(f"hf:{tmp_path / 'set'}", None)
+
+
+def test_columns_of_an_object_may_be_chosen():
+    source = open_source(table([0, 1], [2, 0]).rename_column("note", "kind"), label="kind")
+    assert source.classes == ("?",)
 
 
 def test_without_the_package(monkeypatch):

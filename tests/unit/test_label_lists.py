@@ -56,6 +56,15 @@ GOOD = {
     "a spreadsheet's filling": (b"file,label,,\na.png,cat,,\n", {"a.png": "cat"}),
     "twice the same": (b"a.png,cat\n./a.png,cat\n", {"a.png": "cat"}),
     "confirmed by a person": (b"file,label,predicted\na.png,cat,no\nb c.png,dog,yes\n", {"a.png": "cat"}),
+    "no label in a table of numbers": (
+        b"file,label\na.png,1.0\nb c.png,-1.0\nsub/x.png,nan\n",
+        {"a.png": "1"},
+    ),
+    "no label in a table of names": (b"a.png,cat\nb c.png,-1\n", {"a.png": "cat"}),
+    "spaces around quotes": (
+        b'"a.png" , "cat" \n "b c.png", "one, two"\n',
+        {"a.png": "cat", "b c.png": "one, two"},
+    ),
     "nothing marked": (b"file,label,predicted\na.png,cat,\n", {"a.png": "cat"}),
 }
 

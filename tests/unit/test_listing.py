@@ -85,6 +85,26 @@ def test_labels_may_be_left_out_and_may_be_numbers(tmp_path):
     assert source.labels.tolist() == [0, 1, 0]
 
 
+VALUES = ("1.0", "-1", "null", "NaN", '"10"')
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("set.csv", "file,label\na.png,1.0\nb.png,-1.0\nc.png,\nd.png,nan\ne.png,10\n"),
+        (
+            "set.jsonl",
+            "\n".join(f'{{"file": "{n}.png", "label": {v}}}' for n, v in zip("abcde", VALUES, strict=True)),
+        ),
+    ],
+)
+def test_numbers_written_as_floats_and_no_label(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    source = open_list(tmp_path / name, None)
+    said = [None if label < 0 else source.classes[label] for label in source.labels]
+    assert said == ["1", None, None, None, "10"]
+
+
 def test_names_that_are_no_text(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"image")
     for name, content in (("a.txt", b"caf\xe9.png\n"), ("a.csv", b"file\ncaf\xe9.png\n")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import os
+import stat
 import struct
 import zlib
 from array import array
@@ -28,6 +29,8 @@ _LOCATOR_64 = struct.Struct("<IIQI")
 _ENTRY = struct.Struct("<IHHHHHHIIIHHHHHII")
 _LOCAL_BYTES = 30
 _LOCAL_SLACK = 256  # an extra field that the central directory does not show
+_LOCAL_MARK = b"PK\x03\x04"
+_UNIX = 3  # the system that wrote a member, where its kind of file is stated
 _END_MARK, _END_64_MARK, _ENTRY_MARK = b"PK\x05\x06", 0x06064B50, 0x02014B50
 _MOST_COMMENT = 65535
 _ENCRYPTED, _UTF8 = 0x1, 0x800
@@ -54,7 +57,7 @@ def open_zip(path: str, split: str | None) -> IndexedSource:
     count for nothing. Raises DataError.
     """
     where = path if is_url(path) else str(Path(path).expanduser().resolve())
-    identity = {"kind": "zip", "rules": 3, "path": where, "remote": remote_version(where)}
+    identity = {"kind": "zip", "rules": 4, "path": where, "remote": remote_version(where)}
 
     def build(writer: IndexWriter) -> None:
         if not is_url(where):
@@ -161,7 +164,26 @@ def _directory(path: str) -> _Directory:
             f"{path} (data.path) is one part of a split zip archive, or is damaged; join its parts, or pack "
             f"it anew"
         )
-    return _Directory(stretches.read(path, base + offset, size), base, count, modulo)
+    entries = stretches.read(path, base + offset, size)
+    return _Directory(entries, _checked_base(stretches, path, entries, base), count, modulo)
+
+
+def _checked_base(stretches: Stretches, path: str, entries: bytes, base: int) -> int:
+    """How many bytes stand before the archive: none, where only the end record is wrong about its directory.
+
+    Raises DataError where these bytes are an archive themselves, whose members nobody would see.
+    """
+    if not base or len(entries) < _ENTRY.size:
+        return base
+    first = _ENTRY.unpack_from(entries)[-1]
+    if stretches.read(path, base + first, 4, short=True) != _LOCAL_MARK:
+        return 0 if stretches.read(path, first, 4, short=True) == _LOCAL_MARK else base
+    if stretches.read(path, 0, 4, short=True) == _LOCAL_MARK:
+        raise DataError(
+            f"{path} (data.path) holds another zip archive before its own, of {base} bytes; keep them in "
+            f"files of their own"
+        )
+    return base
 
 
 def _directory_64(
@@ -186,7 +208,7 @@ def _images(directory: _Directory, path: str, left: Left) -> Iterator[_Member]:
     at = count = 0
     while at + _ENTRY.size <= len(entries):
         entry = _ENTRY.unpack_from(entries, at)
-        mark, _, _, flags, method, _, _, crc, packed, size, named, extra, comment, _, _, _, offset = entry
+        mark, by, _, flags, method, _, _, crc, packed, size, named, extra, comment, _, _, kind, offset = entry
         if mark == _SIGNATURE_MARK:
             at = len(entries)
             break
@@ -195,9 +217,11 @@ def _images(directory: _Directory, path: str, left: Left) -> Iterator[_Member]:
         if mark != _ENTRY_MARK or at > len(entries):
             raise DataError(_damaged(path, f"its directory is broken behind {count} members"))
         count += 1
-        raw = entries[start : start + named].decode("utf-8" if flags & _UTF8 else "cp437", "surrogateescape")
-        name = _taken(raw, left)
+        name = _taken(_decoded(entries[start : start + named], flags), left)
         if name is None:
+            continue
+        if by >> 8 == _UNIX and stat.S_ISLNK(kind >> 16):
+            left.add("images that are links to other members were left out", name)
             continue
         if _IN_EXTRA in (size, packed, offset):
             fields = entries[start + named : start + named + extra]
@@ -210,6 +234,16 @@ def _images(directory: _Directory, path: str, left: Left) -> Iterator[_Member]:
         raise DataError(
             _damaged(path, f"it says it has {directory.num_members} members, and its directory {count}")
         )
+
+
+def _decoded(name: bytes, flags: int) -> str:
+    """A member's name: UTF-8 where the archive says so, or where it can be: macOS does not say it."""
+    if not flags & _UTF8:
+        try:
+            return name.decode("utf-8")
+        except UnicodeDecodeError:
+            return name.decode("cp437")
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _damaged(path: str, how: str) -> str:
@@ -273,7 +307,7 @@ class ZipReader:
         offset = value(index, "offset", row)
         guess = _LOCAL_BYTES + len(index.names[row].encode("utf-8", "surrogateescape")) + _LOCAL_SLACK
         head = self._stretches.read(self._path, offset, guess + packed, short=True)
-        if head[:4] != b"PK\x03\x04" or len(head) < _LOCAL_BYTES:
+        if head[:4] != _LOCAL_MARK or len(head) < _LOCAL_BYTES:
             raise ReadError(f"{self._path} is damaged or has changed: no member at {offset}")
         named, extra = struct.unpack_from("<HH", head, _LOCAL_BYTES - 4)
         start = _LOCAL_BYTES + named + extra

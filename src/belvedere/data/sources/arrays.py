@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from belvedere.core.errors import DataError, UndividedError
 from belvedere.core.log import say
 from belvedere.data.levels import NoValuesError, Range, scaled
+from belvedere.data.sources.choice import NO_LABEL, as_class, listed, means_label
 from belvedere.data.sources.mapped import MappedFile
 from belvedere.data.sources.parts import NAMES, TEST, TRAIN, VAL
 from belvedere.data.sources.source import UNLABELLED, ArraySource, Numbered, Source
@@ -195,9 +196,10 @@ def checked_labels(labels: Any, count: int, where: str) -> tuple[NDArray[np.int6
         given = given[:, 0]
     if given.shape != (count,):
         raise DataError(f"{where} has shape {list(given.shape)}; the labels of {count} images are [{count}]")
-    if given.dtype.kind in "US":
-        named, numbers = np.unique(given.astype(str), return_inverse=True)
-        return numbers.astype(np.int64), tuple(str(name) for name in named)
+    if given.dtype.kind in "USb":
+        return _named(given)
+    if given.dtype.kind == "f":
+        given = _whole(given)
     if given.dtype.kind not in "iu":
         raise DataError(f"{where} holds {given.dtype}; labels must be whole numbers or names")
     low, high = (int(given.min()), int(given.max())) if count else (0, -1)
@@ -206,6 +208,23 @@ def checked_labels(labels: Any, count: int, where: str) -> tuple[NDArray[np.int6
             f"{where} holds labels from {low} to {high}; they must be class numbers from 0 on, or -1 for none"
         )
     return given.astype(np.int64), tuple(str(number) for number in range(high + 1))
+
+
+def _named(given: Array) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels [N] and the classes of names, or of true and false; an empty name and -1 are none."""
+    values, where = np.unique(given, return_inverse=True)
+    texts = [as_class(value) for value in values.tolist()]
+    classes = sorted({text for text in texts if text is not None})
+    number = {text: at for at, text in enumerate(classes)}
+    numbers = np.array([UNLABELLED if text is None else number[text] for text in texts], dtype=np.int64)
+    return numbers[where.reshape(-1)], tuple(classes)
+
+
+def _whole(given: Array) -> Array:
+    """Floats that are whole numbers as such, NaN as no label; others as they are."""
+    filled = np.where(np.isnan(given), UNLABELLED, given)
+    whole = np.isfinite(filled).all() and (filled == np.rint(filled)).all() and (abs(filled) < 2**53).all()
+    return filled.astype(np.int64) if whole else given
 
 
 # --- .npz
@@ -300,8 +319,20 @@ def _joined(
     if given:
         labels, classes = _numbered(given, sizes, where)
     joined = joined_arrays(name, pixels, labels, classes, parts=list(sizes), where=where)
+    used = {name for _, *pair in every for name in pair if name is not None}
+    joined.skipped = tuple(_unused([name for name in arrays if name not in used], labelled=bool(given)))
     joined.scaled_from = next((kind for kind in map(_scaled_from, held) if kind is not None), None)
     return joined
+
+
+def _unused(names: list[str], *, labelled: bool) -> Iterator[str]:
+    """What to say of arrays that are neither taken for images nor for labels."""
+    if not names:
+        return
+    yield f"arrays that were not used: {listed(names)}"
+    could = [name for name in names if means_label(name)]
+    if could and not labelled:
+        yield f"{NO_LABEL}; {listed(could)} may be it: call the one array of labels `labels`"
 
 
 def _numbered(

@@ -44,7 +44,7 @@ def as_source(given: Any, *, split: str | None = None) -> Source:
     if all(hasattr(given, name) for name in ("stored", "key", "labels", "classes", "fingerprint")):
         return cast(Source, given)
     kind = type(given).__name__
-    if type(given).__module__.partition(".")[0] == "datasets":
+    if of_datasets(given):
         from belvedere.data.sources.huggingface import from_huggingface
 
         return from_huggingface(given, split=split)
@@ -64,6 +64,11 @@ def as_source(given: Any, *, split: str | None = None) -> Source:
     if not count:
         raise DataError(f"{kind} holds no image")
     return DatasetSource(given)
+
+
+def of_datasets(given: Any) -> bool:
+    """Whether it is a data set of Hugging Face's `datasets`."""
+    return type(given).__module__.partition(".")[0] == "datasets"
 
 
 class DatasetSource:

@@ -43,7 +43,7 @@ def open_huggingface(
         )
     try:
         loaded = datasets.load_from_disk(str(folder.resolve()))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a damaged description makes the package raise
         raise DataError(
             f"{folder} (data.path) is no folder that save_to_disk wrote, or is damaged: "
             f"{' '.join(str(error).split())}; for Parquet files, leave out {PREFIX}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from belvedere.core.errors import DataError
 from belvedere.core.log import named_few, say, warn
+from belvedere.data.sources.choice import as_class
 from belvedere.data.sources.lookup import look_up
 from belvedere.data.sources.names import encode_name
 from belvedere.data.sources.source import UNLABELLED, Source, relabelled, subset
@@ -25,6 +26,8 @@ from belvedere.data.sources.tables import (
 )
 
 _LISTED = 10
+_NO_CLASS = "-1"
+"""What a table writes where it says that an image has no label."""
 
 
 class _Labelled(NamedTuple):
@@ -60,6 +63,9 @@ def with_labels(source: Source, table_path: str | Path, *, use_predicted: bool =
     _raise_all(
         sorted(reading.mistakes, key=_line_number), f"{path} does not fit the images of {source.name!r}"
     )
+    named, labels = labels, {at: line for at, line in labels.items() if line.label != _NO_CLASS}
+    if named and not labels:
+        raise DataError(f"{path} labels no image: each of its labels is {_NO_CLASS} or nan, which is none")
     if not labels:
         raise DataError(f"{path} names no image; each line must be file,label")
     predicted = [index for index, line in labels.items() if line.predicted]
@@ -152,7 +158,7 @@ def _line(row: Row, header: list[str] | None) -> _Labelled | str:
     predicted = predicted_mark(header, cells)
     if predicted is None:
         return "the column predicted must be yes or no"
-    text = cells[label].strip()
+    text = as_class(cells[label]) or (_NO_CLASS if cells[label].strip() else "")
     try:
         text.encode()
         encode_name(cells[file])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TextIO
@@ -22,7 +21,7 @@ from belvedere.data.sources.choice import (
     nested_names,
 )
 from belvedere.data.sources.names import encode_name
-from belvedere.data.sources.tables import LABEL, PREDICTED, PROBABILITY, predicted_mark
+from belvedere.data.sources.tables import LABEL, PREDICTED, PROBABILITY, after_quote, predicted_mark
 
 _FILE = ("file", "path")
 _ALSO_FILE = ("filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path")
@@ -31,10 +30,6 @@ _SPLIT = "split"
 _SEPARATORS = (",", ";", "\t", "|")
 _NEVER = "\x1f"  # separates nothing: a line of names only
 _MOST_KEYS = 1000
-_AFTER_QUOTE = {  # spaces behind the quote that closes a cell: behind an odd number of quotes
-    each: re.compile(rf'(?<!")((?:"")*")[ \t]+(?={re.escape(each)}|[\r\n]*$)')
-    for each in (*_SEPARATORS, _NEVER)
-}
 
 
 class Line(NamedTuple):
@@ -270,8 +265,8 @@ class ListFile:
 
 def _records(text: TextIO, separator: str) -> Iterator[tuple[int, list[str]]]:
     """The records of a table with the number of the line that each begins in, also those without anything."""
-    after_quote = _AFTER_QUOTE[separator]
-    lines = (after_quote.sub(r"\1", line) if '"' in line else line for line in text)
+    after = after_quote(separator)
+    lines = (after.sub(r"\1", line) if '"' in line else line for line in text)
     reader = csv.reader(lines, delimiter=separator, strict=True, skipinitialspace=True)
     first = 1
     try:

@@ -89,10 +89,9 @@ def members(path: str, *, read: Callable[[str], bool], left: Left) -> Iterator[I
                         continue
                     is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
                     if not member.isreg():
-                        if is_image:
-                            left.add("images that are links to other members were left out", name)
-                        elif read(split_name(name)[1]):
-                            left.add("files of labels that are links to other members were left out", name)
+                        if is_image or read(split_name(name)[1]):
+                            what = "images" if is_image else "files of labels"
+                            left.add(f"{what} that are links to other members were left out", name)
                     elif is_image:
                         num_images += 1
                         yield Image(name, SPARSE if member.issparse() else member.offset_data, member.size)

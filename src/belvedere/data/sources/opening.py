@@ -14,9 +14,9 @@ from belvedere.data.sources.arrays import open_array
 from belvedere.data.sources.builtin import is_idx_folder, open_digits, open_idx
 from belvedere.data.sources.choice import no_choice
 from belvedere.data.sources.dataset import PREFIX as GIVEN
-from belvedere.data.sources.dataset import as_source
+from belvedere.data.sources.dataset import as_source, of_datasets
 from belvedere.data.sources.folder import open_folder
-from belvedere.data.sources.huggingface import open_huggingface
+from belvedere.data.sources.huggingface import from_huggingface, open_huggingface
 from belvedere.data.sources.listing import LISTS, open_list
 from belvedere.data.sources.mixed import Mixed
 from belvedere.data.sources.parquet import SUFFIX as PARQUET
@@ -97,6 +97,8 @@ def _are_parts(path: Any) -> bool:
 
 def _given(images: Any, chosen: _Chosen) -> Source:
     """A data set that was handed over."""
+    if of_datasets(images):
+        return from_huggingface(images, split=chosen.split, label=chosen.label, image=chosen.image)
     why = "its items, or its `targets`, give the labels"
     no_choice(type(images).__name__, label=chosen.label, image=chosen.image, why=why)
     return as_source(images, split=chosen.split)

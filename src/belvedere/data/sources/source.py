@@ -110,6 +110,7 @@ class ArraySource:
         """file: where exactly these pixels lie, when they are mapped from there. scaled_from: the type of the
         values that they were scaled from by a range."""
         self.scaled_from = scaled_from
+        self.skipped: tuple[str, ...] = ()
         self.name, self.classes = name, classes
         self.pixels = np.ascontiguousarray(pixels)
         self.labels = np.asarray(labels, dtype=np.int64)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,8 +139,19 @@ def read_text(path: Path) -> str:
     return data.decode("utf-8-sig", "surrogateescape")
 
 
+@lru_cache
+def after_quote(separator: str) -> re.Pattern[str]:
+    """Spaces behind the quote that closes a cell: behind an odd number of quotes."""
+    return re.compile(rf'(?<!")((?:"")*")[ \t]+(?={re.escape(separator)}|[\r\n]*$)')
+
+
 def _rows(text: str, delimiter: str, path: Path) -> list[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    quoted = '"' in text
+    lines: Iterable[str] = io.StringIO(text, newline="")
+    if quoted:
+        after = after_quote(delimiter)
+        lines = (after.sub(r"\1", line) if '"' in line else line for line in lines)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=quoted)
     rows, line = [], 1
     try:
         for cells in reader:
