@@ -1,6 +1,7 @@
 """TIFF files of every layout: the pixels that the file means, and what is left out named."""
 
 import io
+import struct
 from contextlib import suppress
 
 import numpy as np
@@ -122,6 +123,35 @@ def test_a_big_tiff_is_a_tiff():
     Image.fromarray(held).save(file, "TIFF", big_tiff=True)
     assert file.getvalue()[2] == 43
     assert gray_of(file.getvalue()) == [0, 1, 255]
+
+
+def test_a_big_tiff_of_the_other_byte_order():
+    held = np.array([[0, 257, 65535]], ">u2")
+    tags = {256: 3, 257: 1, 258: 16, 259: 1, 262: BLACK_IS_ZERO, 273: 16, 277: 1, 278: 1, 279: 6}
+    entries = b"".join(struct.pack(">HHQQ", tag, 16, 1, value) for tag, value in tags.items())
+    header = struct.pack(">2sHHHQ", b"MM", 43, 8, 0, 22)
+    data = header + held.tobytes() + struct.pack(">Q", len(tags)) + entries + bytes(8)
+    assert gray_of(data) == [0, 1, 255]
+
+
+@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize("compression", [NONE, DEFLATE])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_colors_and_gray_in_planes(dtype, order, compression, tile):
+    options = {"order": order, "compression": compression, "tile": tile, "planar": True}
+    held = RNG.integers(0, 256, (5, 7, 3)) * (np.iinfo(dtype).max // 255)
+    levels = held // (np.iinfo(dtype).max // 255)
+    assert np.array_equal(decode(tiff(held.astype(dtype), RGB, **options), "x").pixels, levels)
+    for photometric, expected in ((BLACK_IS_ZERO, levels[..., 0]), (WHITE_IS_ZERO, 255 - levels[..., 0])):
+        data = tiff(held[..., :1].astype(dtype), photometric, **options)
+        assert np.array_equal(decode(data, "x").pixels[..., 0], expected)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_white_is_zero_with_transparency(dtype):
+    held = np.array([[[0, 255], [255, 255], [51, 0]]]) * (np.iinfo(dtype).max // 255)
+    assert gray_of(tiff(held.astype(dtype), WHITE_IS_ZERO, extra=[UNASSOCIATED])) == [255, 0, 255]
 
 
 def test_orientation_and_further_frames_of_a_layout_of_our_own():

@@ -36,7 +36,7 @@ _KINDS = {
 class Layout(NamedTuple):
     """What the first directory of a TIFF says. bits: of one value; form: unsigned, signed, real; bands: how
     many values a pixel has; extra: what those beyond the colors are; order: `<` or `>`; nodata: GDAL's value
-    for none; alike: all bands have the same bits and form; more: another image follows."""
+    for none; alike: all bands have the same bits and form; more: another image follows; big: a BigTIFF."""
 
     width: int
     height: int
@@ -58,6 +58,7 @@ class Layout(NamedTuple):
     orientation: int
     alike: bool
     more: bool
+    big: bool
 
     @property
     def colors(self) -> int:
@@ -103,16 +104,19 @@ def read_by_pillow(layout: Layout) -> bool:
         return True
     if layout.compression not in _DECOMPRESSED:
         return True
+    if layout.planar or (layout.big and layout.order == ">"):
+        return False  # misread: 16-bit colors, white-is-zero; not read at all
     usual = layout.form in (UNSIGNED, VOID)
     if layout.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO):
-        with_alpha = layout.bands == 2 and layout.alpha == 1 and layout.extra == (UNASSOCIATED,)
+        black = layout.photometric == BLACK_IS_ZERO
+        with_alpha = black and layout.bands == 2 and layout.alpha == 1 and layout.extra == (UNASSOCIATED,)
         known = layout.bits in (1, 2, 4, 8) if layout.bands == 1 else with_alpha and layout.bits == 8
-        return usual and known and not (layout.planar and layout.bands > 1)
+        return usual and known
     if layout.photometric == CMYK:
         return usual and layout.bits == 8 and layout.bands == 4
     if layout.bands == 3:
         return usual and layout.bits in (8, 16)
-    return usual and layout.bits in (8, 16) and layout.bands == 4 and not layout.planar
+    return usual and layout.bits in (8, 16) and layout.bands == 4
 
 
 def obstacle(layout: Layout) -> str | None:
@@ -175,6 +179,7 @@ def _layout(data: bytes) -> Layout | None:
         orientation=of(274, 1),
         alike=len(set(bits)) == 1 and len(set(forms)) == 1,
         more=more,
+        big=43 in data[2:4],
     )
 
 
