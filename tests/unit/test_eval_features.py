@@ -167,7 +167,9 @@ def test_unreadable_images_are_listed() -> None:
 
 def test_nothing_readable_is_an_error() -> None:
     card = FakeCard(feature_spec())
-    with pytest.raises(DataError, match=r"none of the 2 images of 'fake' can be read: 0000.png: truncated"):
+    with pytest.raises(
+        DataError, match=r"none of the 2 images of 'fake' can be read:\n  0000.png: truncated"
+    ):
         extract(FakeBackbone(), card, coloured_source({"a": 2}, broken=frozenset({0, 1})))
     with pytest.raises(DataError, match="no image"):
         extract(FakeBackbone(), card, coloured_source({"a": 2}), indices=np.empty(0, dtype=np.int64))

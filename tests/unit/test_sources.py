@@ -127,6 +127,16 @@ def test_test_part_has_the_classes_of_all_parts(tmp_path):
     assert test.labels.tolist() == [1]
 
 
+def test_a_source_says_what_it_is(tmp_path):
+    save(tmp_path / "photos" / "a" / "1.png")
+    folder = open_source(tmp_path / "photos")
+    assert repr(folder) == "FolderSource('photos', 1 image, 1 class)"
+    (tmp_path / "list.txt").write_text("photos/a/1.png\nx.png\n")
+    assert repr(open_source(tmp_path / "list.txt")) == "ListSource('list.txt', 2 images, no classes)"
+    assert repr(open_source("digits")) == "ArraySource('digits', 1,797 images, 10 classes)"
+    assert repr(subset(folder, [0])).endswith("1 image, 1 class)")
+
+
 def test_fingerprint_changes_with_names_sizes_and_labels(tmp_path):
     save(tmp_path / "a" / "1.png")
     save(tmp_path / "b" / "2.png")
@@ -423,7 +433,7 @@ def test_sample_is_spread_evenly_and_repeats():
 def test_a_set_of_which_nothing_can_be_read_is_refused(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(b"no image at all")
-    with pytest.raises(DataError, match=r"none of 3 images.*data\.path.*0\.jpg: no image format"):
+    with pytest.raises(DataError, match=r"none of 3 images.*data\.path.*:\n  0\.jpg: no image format"):
         check_sample(open_source(str(tmp_path)))
 
 

@@ -216,8 +216,8 @@ def extract(
             if progress is not None:
                 progress(done, len(wanted))
     if not rows:
-        first = "; ".join(f"{key}: {reason}" for key, reason in list(unreadable.items())[:5])
-        raise DataError(f"none of the {len(wanted)} images of {source.name!r} can be read: {first}")
+        first = "".join(f"\n  {key}: {reason}" for key, reason in list(unreadable.items())[:5])
+        raise DataError(f"none of the {len(wanted)} images of {source.name!r} can be read:{first}")
     content = np.frombuffer(b"".join(hashes), dtype="<u8").reshape(-1, 2)
     return Extracted(torch.cat(rows).clone(), np.array(index, dtype=np.int64), unreadable, content)
 

@@ -18,7 +18,7 @@ from belvedere.data.sources.choice import NotAClassError, as_class, listed, mean
 from belvedere.data.sources.indexed import numbered_classes
 from belvedere.data.sources.local import read_file
 from belvedere.data.sources.objects import stored_of
-from belvedere.data.sources.source import UNLABELLED, Source
+from belvedere.data.sources.source import UNLABELLED, Source, source_repr
 
 PREFIX = "python:"
 """What the recipe of a run calls images that were handed over from Python."""
@@ -83,6 +83,8 @@ class DatasetSource:
         self.needs_main = _of_main(dataset, _DEPTH)
         self._try_first()
         self.labels, self.classes = _labelled(dataset, self._count)
+
+    __repr__ = source_repr
 
     def __len__(self) -> int:
         return self._count

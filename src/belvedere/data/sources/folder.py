@@ -13,6 +13,7 @@ from belvedere.data.sources.index import Index, IndexWriter, open_index
 from belvedere.data.sources.left import Left
 from belvedere.data.sources.local import read_file
 from belvedere.data.sources.parts import part_wanted
+from belvedere.data.sources.source import source_repr
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif"}
@@ -43,6 +44,8 @@ class FolderSource:
 
     def __reduce__(self) -> tuple[Callable[..., FolderSource], tuple[Path, Index]]:
         return FolderSource, (self.root, self.index)  # the arrays are the index's, which workers map
+
+    __repr__ = source_repr
 
     def __len__(self) -> int:
         return len(self.index)

@@ -19,7 +19,7 @@ from belvedere.data.sources.columns import Columns, class_of, columns_of, number
 from belvedere.data.sources.indexed import numbered_classes
 from belvedere.data.sources.mapped import shared_folder
 from belvedere.data.sources.parts import HELD_OUT, TRAIN, part_named
-from belvedere.data.sources.source import SHARED_BYTES, UNLABELLED, Source
+from belvedere.data.sources.source import SHARED_BYTES, UNLABELLED, Source, source_repr
 
 PREFIX = "hf:"
 _ROWS_AT_ONCE = 4096
@@ -129,6 +129,8 @@ class _HuggingFaceSource:
             self.labels, self.classes = _labelled(table, columns, name)
         self.skipped = columns.notes
         self._rows = table.select_columns([self._column]).with_format(None)
+
+    __repr__ = source_repr
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -13,7 +13,7 @@ from belvedere.data.decode import UnreadableImage
 from belvedere.data.sources.access import ReadError
 from belvedere.data.sources.index import Index
 from belvedere.data.sources.parts import rows_wanted
-from belvedere.data.sources.source import UNLABELLED
+from belvedere.data.sources.source import UNLABELLED, source_repr
 
 LARGEST_BYTES = 1 << 30
 """An encoded image that says to be larger is refused before it is read."""
@@ -47,6 +47,8 @@ class IndexedSource:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return IndexedSource, (self.name, self._index, self._reader, self._first, self._end)
+
+    __repr__ = source_repr
 
     def __len__(self) -> int:
         return self._end - self._first

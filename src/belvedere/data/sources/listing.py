@@ -17,6 +17,7 @@ from belvedere.data.sources.index import Index, IndexWriter, open_index
 from belvedere.data.sources.lines import Line, ListFile, Mistake
 from belvedere.data.sources.local import read_file
 from belvedere.data.sources.parts import HELD_OUT, TEST, part_named
+from belvedere.data.sources.source import source_repr
 
 LISTS = frozenset({".txt", ".csv", ".tsv", ".jsonl"})
 _LISTED = 10
@@ -36,6 +37,8 @@ class ListSource:
 
     def __reduce__(self) -> tuple[Callable[..., ListSource], tuple[str, Path, Index]]:
         return ListSource, (self.name, self.folder, self.index)  # the arrays are the index's, which is mapped
+
+    __repr__ = source_repr
 
     def __len__(self) -> int:
         return len(self.index)

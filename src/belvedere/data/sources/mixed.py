@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from belvedere.core.errors import DataError
 from belvedere.data.decode import Pixels
-from belvedere.data.sources.source import Source
+from belvedere.data.sources.source import Source, source_repr
 
 
 class Mixed:
@@ -62,6 +62,8 @@ class Mixed:
             for prefix, part in zip(self._prefixes, self.parts, strict=True)
             for note in getattr(part, "skipped", ())
         )
+
+    __repr__ = source_repr
 
     def __len__(self) -> int:
         return self._ends[-1]

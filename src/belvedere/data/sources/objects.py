@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from belvedere.data.decode import Pixels, UnreadableImage
 from belvedere.data.sources.arrays import checked_pixels
 from belvedere.data.sources.names import Names
-from belvedere.data.sources.source import UNLABELLED
+from belvedere.data.sources.source import UNLABELLED, source_repr
 
 _PLAINER = {"HSV": "RGB", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "PA": "RGBA", "I;16L": "I"}
 """Modes that no file holds, and what they become without a loss."""
@@ -86,6 +86,8 @@ class ObjectSource:
         self._root = os.path.commonpath([os.path.dirname(file) for file in files]) if listed else ""
         self._files = Names(os.path.relpath(file, self._root) for file in files) if listed else None
         self._parts = [] if listed else parts
+
+    __repr__ = source_repr
 
     def __len__(self) -> int:
         return len(self.labels)

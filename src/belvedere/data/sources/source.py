@@ -60,6 +60,15 @@ def value_range_of(source: Source) -> Range | None:
     return found
 
 
+def source_repr(source: Source) -> str:
+    """`FolderSource('photos', 802 images, 17 classes)`: the `__repr__` of every source."""
+    images, classes = len(source), len(source.classes)
+    return (
+        f"{type(source).__name__.lstrip('_')}({source.name!r}, {images:,} image{'s' if images != 1 else ''}, "
+        f"{classes or 'no'} class{'es' if classes != 1 else ''})"
+    )
+
+
 def inspect(source: Source, index: int) -> Decoded:
     """One image's pixels uint8 [H, W, 3], and what they were converted from; raises UnreadableImage."""
     opened = open_image(source.stored(index), source.key(index), value_range=value_range_of(source))
@@ -119,6 +128,8 @@ class ArraySource:
         if not len(self.pixels) == len(self.labels) == len(self._keys):
             raise ValueError("pixels, labels and keys must be of equal length")
 
+    __repr__ = source_repr
+
     def __len__(self) -> int:
         return len(self.pixels)
 
@@ -170,6 +181,8 @@ class Selected:
         self.value_range = value_range_of(source)
         self.labels = source.labels[self.indices] if labels is None else np.asarray(labels, dtype=np.int64)
         self.classes = source.classes if classes is None else classes
+
+    __repr__ = source_repr
 
     def __len__(self) -> int:
         return len(self.indices)
