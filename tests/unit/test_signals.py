@@ -39,6 +39,14 @@ SMALL = (
 )
 
 
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Signals as a program in the foreground has them: one started in the background may ignore SIGINT."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
 def send(*numbers: signal.Signals) -> None:
     for number in numbers:
         os.kill(os.getpid(), number)

@@ -154,7 +154,9 @@ def test_a_queue_without_effect_is_refused() -> None:
 def test_what_is_probably_not_meant() -> None:
     short = ("train.epochs=2", "optim.lr.warmup_epochs=1")
     never, *others = _planned("method.queue={length: 1280, start_epoch: 1}", *short).warnings
-    assert all(" of this run of 20 steps" in words for words in others)  # durations, of a run so short
+    measured, *durations = others
+    assert measured.startswith("train.epochs: 80 epochs were 800 steps")
+    assert all(" of this run of 20 steps" in words for words in durations)
     assert never.startswith(
         "method.queue.length: 1280 embeddings from epoch 1 on are not reached in 20 steps"
     )

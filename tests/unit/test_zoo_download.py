@@ -330,7 +330,10 @@ def test_json_has_all_that_is_known(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_system_and_a_model_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["zoo", "sela"]) == 0
     shown = capsys.readouterr().out
-    assert [line.split("/")[0] for line in shown.splitlines()[1:]] == ["sela", "sela"]
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("sela/")] == [
+        "sela/rn50-400ep",
+        "sela/rn50-400ep-2x224",
+    ]
     assert cli.main(["zoo", "swav/rn50w4-400ep"]) == 0
     shown = capsys.readouterr().out
     for told in ("77.9 %", "4 times as wide", "https://dl.fbaipublicfiles.com/deepcluster/swav_RN50w4"):

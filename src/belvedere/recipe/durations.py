@@ -30,7 +30,7 @@ def durations(recipe: Recipe, extent: Extent) -> Iterator[tuple[str, float, str]
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if unit is not None and is_number and path[-1] not in _INTERVALS:
             steps = value * (extent.steps_per_epoch if unit == "epochs" else 1)
-            words = f"{value:g} epochs, {steps:,.10g} steps," if unit == "epochs" else f"{value:,} steps"
+            words = f"{in_epochs(value)}, {steps:,.10g} steps," if unit == "epochs" else f"{value:,} steps"
             yield ".".join(path), steps, words
 
 
@@ -80,9 +80,9 @@ def _written_epochs(recipe: Recipe) -> int | None:
     return shipped.train.epochs if shipped.measured == recipe.measured else None
 
 
-def in_epochs(number: int) -> str:
-    """`1 epoch`, `20 epochs`."""
-    return f"{number:,} epoch{'s' if number != 1 else ''}"
+def in_epochs(number: float) -> str:
+    """`1 epoch`, `20 epochs`, `0.5 epochs`."""
+    return f"{number:,.10g} epoch{'s' if number != 1 else ''}"
 
 
 def shorter(recipe: Recipe, extent: Extent) -> str | None:
