@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +319,19 @@ def test_an_exports_card_and_an_option_that_differ_are_named(tmp_path: Path) -> 
         import_checkpoint(tmp_path / "exported", tmp_path / "back", heads=2)
     with pytest.raises(WeightsError, match="leave out --as mugs"):
         import_checkpoint(tmp_path / "exported", tmp_path / "back", architecture="mugs")
+
+
+def test_what_weights_were_trained_on_is_told_as_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = outgoing(vit())
+    own = replace(weights, card=weights.card.model_copy(update={"data": {"images": 802}}))
+    with placing(tmp_path / "exported", target="timm", source="recipe small") as folder:
+        TARGETS["timm"].write(folder, own)
+    assert cli.main(["import", str(tmp_path / "exported"), "--out", str(tmp_path / "back")]) == 0
+    said = capsys.readouterr().err
+    assert "training: images" in said
+    assert "kept: " not in said
 
 
 def test_heads_that_nobody_states_are_said_and_can_be_set(

@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         args.file, args.out, architecture=args.architecture, heads=args.heads, prefix=args.prefix
     )
     parts = {"heads": card.heads_sha256, "for continuing": card.training_sha256}
+    training = {name: value for name, value in card.data.items() if isinstance(value, str | int)}
     rows = [
         ("system", card.system),
         ("network", in_words(card.backbone)),
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         ("licence", card.licence or "not stated"),
         *((f"published: {name}", str(value)) for name, value in card.published.items()),
         *((f"note: {name}", value) for name, value in card.notes.items()),
-        *((f"kept: {name}", str(value)) for name, value in card.data.items() if isinstance(value, str | int)),
+        *((f"training: {name}", str(value)) for name, value in training.items()),
         *((f"left out: {name}", reason) for name, reason in card.dropped.items()),
     ]
     table(f"{args.file} is now in {args.out}", rows)
