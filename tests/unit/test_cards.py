@@ -291,3 +291,14 @@ def test_a_weights_file_larger_than_memory_is_not_read(tmp_path: Path) -> None:
         file.truncate(1 << 43)
     with pytest.raises(WeightsError, match=r"has 8.0 TiB; this machine has a memory of"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("target", [None, "/dev/zero"])
+def test_a_card_that_is_no_regular_file_is_not_waited_for(tmp_path: Path, target: str | None) -> None:
+    path = tmp_path / "card.yaml"
+    if target is None:
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
+    with pytest.raises(WeightsError, match="no regular file"):
+        cards.read_card(path)

@@ -49,6 +49,7 @@ def test_an_export_to_a_full_disk(
     told = " ".join(capsys.readouterr().err.split())
     assert "cannot be written: File too large: free some space" in told
     assert str(tmp_path / "made") in told
+    assert ".writing" not in told
     assert "Traceback" not in told
     assert not out.exists()
     assert not (tmp_path / "made").exists() or not os.listdir(tmp_path / "made")

@@ -362,3 +362,25 @@ def test_names_that_are_no_utf8_come_back_from_json_and_yaml(tmp_path: Path) -> 
     assert os.fsencode(next(iter(json.loads((tmp_path / "a.json").read_bytes())))) == b"caf\xe9/\xff.png"
     files.write_text(tmp_path / "a.md", f"# {_STRANGE}")
     assert (tmp_path / "a.md").read_text("utf-8") == r"# caf\udce9/\udcff.png"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "large"])
+def test_what_is_no_regular_file_or_too_large_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "manifest.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 42)
+    with pytest.raises(OSError, match=r"no regular file|4\.0 TiB, more than"):
+        files.read_json(path)
+    lock = tmp_path / files.LOCK_NAME
+    path.rename(lock)
+    if kind != "large":
+        files.refuse_locked(tmp_path)
+        with pytest.raises(RunLockedError, match="no regular file"):
+            DirectoryLock(tmp_path).acquire()

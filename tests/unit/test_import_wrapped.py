@@ -218,6 +218,7 @@ def _altered(folder: Path, index: Path, what: str) -> None:
         ("sub/model.safetensors", "must be the name of a file beside it"),
         ("..", "must be the name of a file beside it"),
         ("a\\b", "no file's name"),
+        ("a" * 5000, "no file's name"),
         ("", "must be the name of a file beside it"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -17,13 +18,13 @@ import yaml
 from PIL import Image
 
 from belvedere.commands.run_files import read_run
-from belvedere.core.errors import BelvedereError, CheckpointError
+from belvedere.core.errors import BelvedereError, CheckpointError, WriteError
 from belvedere.core.files import sha256
 from belvedere.engine.manifest import MANIFEST_NAME, seal
 from belvedere.recipe.load import load_recipe
 from belvedere.recipe.schema import Recipe
 from belvedere.train.directory import compare_recipe, write_recipe
-from belvedere.train.record import read_metrics
+from belvedere.train.record import METRICS_NAME, Metrics, read_metrics
 from belvedere.train.roster import as_begun
 from belvedere.train.run import open_session, pretrain
 from belvedere.train.session import Session
@@ -304,3 +305,11 @@ def test_an_id_of_a_sink_that_is_none_is_refused(tmp_path: Path, content: bytes)
     (tmp_path / "wandb-id.txt").write_bytes(content)
     with pytest.raises(BelvedereError, match=r"wandb-id\.txt holds no id"):
         _kept_id(tmp_path / "wandb-id.txt")
+
+
+def test_a_record_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / METRICS_NAME)
+    with pytest.raises(WriteError, match="no regular file"):
+        Metrics(tmp_path / METRICS_NAME).cut_back(3)
+    with pytest.raises(WriteError, match="no regular file"):
+        Metrics(tmp_path / METRICS_NAME).write(0, {"loss": 1.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,10 @@ def test_a_refusal_does_not_advise_to_trust_the_file(tmp_path: Path) -> None:
             read_checkpoint(tmp_path / f"{name}.pth")
         assert "weights_only" not in str(caught.value)
         assert "add_safe_globals" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "model.safetensors", "model.safetensors.index.json"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(WeightsError, match="no regular file"):
+        read_checkpoint(tmp_path / name)

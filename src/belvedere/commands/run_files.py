@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from belvedere.core.errors import BelvedereError
+from belvedere.core.files import MOST_TEXT_BYTES, require_regular
 from belvedere.core.log import warn
 
 RECIPE_NAME = "recipe.yaml"
@@ -62,6 +63,7 @@ def _newest_manifest(run: Path) -> Mapping[str, Any] | None:
 
 def _text(path: Path) -> str | None:
     try:
+        require_regular(path, most_bytes=MOST_TEXT_BYTES)
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 TEMPORARY = ".{name}.{pid}.writing"
 LOCK_NAME = ".lock"
+MOST_TEXT_BYTES = 1 << 30
+"""Of a file of settings or records that is read whole."""
 _CHUNK_BYTES = 1 << 20
 _LONGEST_NAME = 200
 _PROBE_BYTES = 4096
@@ -123,8 +125,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def require_regular(path: Path, *, most_bytes: int | None = None) -> None:
+    """Raise OSError for what is there and is no regular file (a pipe is waited for, a device may never end),
+    and for a file of more than `most_bytes`."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return  # for whoever opens it to say
+    if not stat.S_ISREG(status.st_mode):
+        kind = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+        raise OSError(kind, "it is no regular file", str(path))
+    if most_bytes is not None and status.st_size > most_bytes:
+        size, most = readable_size(status.st_size), readable_size(most_bytes)
+        raise OSError(errno.EFBIG, f"it has {size}, more than {most}", str(path))
+
+
 def read_json(path: Path) -> Any:
     """What a file of JSON in UTF-8 holds. Raises OSError, and ValueError for what is none."""
+    require_regular(path, most_bytes=MOST_TEXT_BYTES)
     try:
         return json.loads(path.read_bytes().decode())
     except RecursionError as error:
@@ -378,6 +396,7 @@ class DirectoryLock:
             raise RunLockedError(f"{self.path.parent} is locked already, by this process")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            require_regular(self.path)
             file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
         except OSError as error:
             raise RunLockedError(f"cannot lock {self.path.parent}: {error}") from error
@@ -439,6 +458,7 @@ def refuse_locked(directory: Path) -> None:
     """Raise `RunLockedError` if another process holds the lock of `directory`. Changes nothing."""
     lock = DirectoryLock(directory)
     try:
+        require_regular(lock.path)
         with lock.path.open("rb", buffering=0) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

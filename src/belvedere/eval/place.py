@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from belvedere.core.errors import UsageError
-from belvedere.core.files import check_writable, sha256, write_errors
+from belvedere.core.files import check_writable, read_json, sha256, write_errors
 from belvedere.core.log import named_few, say
 
 SPLITS, PREDICTIONS, REPORT = "splits.json", "predictions.csv", "report.json"
@@ -74,7 +73,7 @@ def _is_ours(path: Path) -> bool:
 def _read_report(path: Path) -> dict[str, Any] | None:
     """An earlier report; None for a file that no evaluation wrote."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError, RecursionError):
         return None
     ours = isinstance(content, dict) and {"training", "scored", "features", "data"} <= content.keys()

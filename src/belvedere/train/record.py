@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from belvedere.core import log
-from belvedere.core.files import encode_text, replacing, write_errors
+from belvedere.core.files import encode_text, replacing, require_regular, write_errors
 from belvedere.train.sinks import Sink
 
 METRICS_NAME = "metrics.jsonl"
@@ -53,6 +53,8 @@ class Metrics:
         if not self.path.exists():
             return
         unreadable = []
+        with write_errors(self.path):
+            require_regular(self.path)
         with replacing(self.path) as temporary, self.path.open("rb") as old, temporary.open("wb") as new:
             for number, line in enumerate(old, start=1):
                 if not line.endswith(b"\n"):
@@ -96,6 +98,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _open_to_append(path: Path) -> BinaryIO:
     """The file, at the end of its last complete line."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    require_regular(path)
     file = path.open("a+b")
     end = file.seek(0, os.SEEK_END)
     while end > 0:

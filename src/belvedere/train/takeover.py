@@ -9,7 +9,6 @@ by name and shape by shape.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from belvedere.core import dist
 from belvedere.core.errors import CheckpointError, RecipeError
+from belvedere.core.files import read_json
 from belvedere.core.match import mismatches
 from belvedere.engine import state
 from belvedere.engine.agreement import agree
@@ -129,7 +129,7 @@ def _steps_per_epoch(directory: Path) -> int:
     """How many steps an epoch of the run in `directory` has, by its plan."""
     file = directory / "plan.json"
     try:
-        steps = json.loads(file.read_text(encoding="utf-8"))["steps_per_epoch"]
+        steps = read_json(file)["steps_per_epoch"]
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps_per_epoch is {steps!r}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from belvedere.core.errors import WeightsError
-from belvedere.core.files import remove_interrupted, replacing, save_tensors, sha256, write_yaml
+from belvedere.core.files import (
+    remove_interrupted,
+    replacing,
+    require_regular,
+    save_tensors,
+    sha256,
+    write_yaml,
+)
 from belvedere.core.settings import Settings
 from belvedere.nn.spec import BackboneSpec, FeatureSpec
 
@@ -122,6 +129,7 @@ def export(
 def read_card(path: Path) -> Card:
     """The card in the file `path`. Raises `WeightsError` listing every mistake in it."""
     try:
+        require_regular(path, most_bytes=4 * _MOST_CHARACTERS)
         text = path.read_text(encoding="utf-8-sig")
         _check_text(text)
         content = yaml.safe_load(text)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from belvedere.core.errors import WeightsError
-from belvedere.core.files import sha256
+from belvedere.core.files import require_regular, sha256
 from belvedere.zoo.cards import CARD_NAME, WEIGHTS_NAME
 from belvedere.zoo.convert.checkpoint import Checkpoint
 from belvedere.zoo.shards import INDEX_SUFFIX, read_index, read_json, read_shards
@@ -98,6 +98,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises `WeightsError` if it is missing, unreadable, damaged, or holds anything but plain data.
     """
     statement = None
+    try:
+        require_regular(path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     if path.name.endswith(INDEX_SUFFIX):
         content: Any = read_shards(path, _read_file)
     else:

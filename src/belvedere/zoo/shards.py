@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from belvedere.core.errors import WeightsError
+from belvedere.core.files import MOST_TEXT_BYTES, require_regular
 
 INDEX_SUFFIX = ".index.json"
 _LISTED = 6
+_LONGEST_NAME = 255
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
     """The JSON object in a file. Raises `WeightsError` if it is anything else, NaN and infinity included."""
     try:
+        require_regular(path, most_bytes=MOST_TEXT_BYTES)
         content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refused)
     except (OSError, ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -45,8 +48,9 @@ def read_index(path: Path) -> dict[str, str]:
             raise WeightsError(
                 f"{path}: {tensor} is said to be in {name!r}, must be the name of a file beside it"
             )
-        if "\0" in name or "\\" in name:
-            raise WeightsError(f"{path}: {tensor} is said to be in {name!r}, which is no file's name")
+        if "\0" in name or "\\" in name or len(name) > _LONGEST_NAME:
+            shown = repr(name[:_LONGEST_NAME])
+            raise WeightsError(f"{path}: {tensor} is said to be in {shown}, which is no file's name")
     return {str(tensor): str(name) for tensor, name in places.items()}
 
 

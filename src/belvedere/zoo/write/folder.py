@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from belvedere.core.errors import UsageError
+from belvedere.core.errors import UsageError, WriteError
 from belvedere.core.files import read_json, sha256, sync_file, sync_folder, write_errors, write_json
 
 MANIFEST_NAME = "export.json"
@@ -35,8 +35,11 @@ def placing(out: Path, *, target: str, source: str) -> Iterator[Path]:
             yield temporary
             _finish(temporary, {"target": target, "source": source})
             _swap(temporary, out)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, WriteError) and temporary in Path(error.filename).parents:
+                place = out / Path(error.filename).relative_to(temporary)
+                raise WriteError(error.errno, error.strerror, str(place)) from error
             raise
 
 
