@@ -197,3 +197,17 @@ def test_odd_values_and_keys(override: str, words: str) -> None:
     assert len(found) == 1
     assert words in found[0]
     assert len(found[0]) < 700
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ("tiny/msn", "sinkhorn_iterations"),
+        ("tiny/swav", "sinkhorn_iterations"),
+        ("tiny/sela", "sinkhorn_iterations"),
+        ("tiny/deepcluster", "kmeans_iterations"),
+    ],
+)
+def test_iterations_that_would_never_end_are_refused(recipe: str, key: str) -> None:
+    with pytest.raises(RecipeError, match=rf"{key}: 1000000000 is not allowed; .* to 10000"):
+        load_recipe(recipe, [f"method.{key}=1000000000"])

@@ -81,7 +81,7 @@ class DeepClusterOptions(ClusteredOptions):
 
     name: Literal["deepcluster"]
     """The method."""
-    kmeans_iterations: Count
+    kmeans_iterations: Annotated[int, Field(ge=1, le=10_000)]
     """How often k-means moves the centroids."""
     head: MLPHeadSpec
     """The projection head."""
@@ -104,7 +104,7 @@ class SeLaOptions(ClusteredOptions, FrozenPrototypes):
     """The method."""
     epsilon: Positive
     """Sinkhorn's entropy weight; smaller is sharper."""
-    sinkhorn_iterations: Count
+    sinkhorn_iterations: Annotated[int, Field(ge=1, le=10_000)]
     """Iterations of Sinkhorn."""
     targets: Literal["hard", "soft"]
     """Whether an image is assigned to its best prototype (`hard`) or shared out (`soft`)."""

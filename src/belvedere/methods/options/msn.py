@@ -33,7 +33,7 @@ class Options(MethodOptions):
     """Temperature of the targets beside that: they are raised to the power 1/T, from start to final."""
     momentum: Range
     """How much of the teacher stays at a step, from start to final."""
-    sinkhorn_iterations: Annotated[int, Field(ge=0)]
+    sinkhorn_iterations: Annotated[int, Field(ge=0, le=10_000)]
     """Iterations of Sinkhorn on the targets (0: off)."""
     memax_weight: Weight
     """Weight of the mean entropy maximization (0: off)."""

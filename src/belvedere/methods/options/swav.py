@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from belvedere.core.settings import Settings
 from belvedere.engine.remedy import Remedy
@@ -51,7 +53,7 @@ class Options(FrozenPrototypes):
     """Temperature of every prediction."""
     epsilon: Positive
     """Sinkhorn's entropy weight; smaller is sharper."""
-    sinkhorn_iterations: Count
+    sinkhorn_iterations: Annotated[int, Field(ge=1, le=10_000)]
     """Iterations of Sinkhorn."""
     queue: Queue | None
     """Embeddings of earlier batches that take part in the assignment (null: none)."""
