@@ -171,7 +171,7 @@ STEPS_TO_LEARN = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_learns_and_does_not_collapse(method: str, tmp_path: Path) -> None:
     from belvedere.data.sources import open_source
     from belvedere.eval.features import extract

@@ -225,7 +225,9 @@ def test_a_collapsed_run_is_saved_and_goes_on_only_when_asked(
     capsys.readouterr()
     lines = run(tmp_path, "msn", *NOTHING_BALANCES, "run.on_collapse=warn")
     assert lines[-1]["step"] == STEPS - 1
-    assert "collapse:" not in capsys.readouterr().err, "it was told before it continued"
+    told = capsys.readouterr().err
+    assert 'run.on_collapse: "stop" -> "warn"' in told
+    assert not re.search(r"(?<!_)collapse:", told), "it was told before it continued"
 
 
 def test_a_warning_is_told_once_and_the_run_ends_as_planned(
