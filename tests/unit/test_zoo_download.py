@@ -39,7 +39,7 @@ NAME = "vits16_800ep.pth.tar"
 
 class Server(ThreadingHTTPServer):
     """content: the file; breaks: after how many bytes each of the next answers ends; ranges: what was asked
-    for."""
+    for; answer: what is sent instead, as it is."""
 
     daemon_threads = True
 
@@ -50,6 +50,7 @@ class Server(ThreadingHTTPServer):
         self.ranges: list[str | None] = []
         self.knows_ranges = True
         self.status: int | None = None
+        self.answer: bytes | None = None
 
     @property
     def address(self) -> str:
@@ -63,6 +64,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         own, asked = self.server, self.headers.get("Range")
         own.ranges.append(asked)
+        if own.answer is not None:
+            self.wfile.write(own.answer)
+            self.close_connection = True
+            return
         if own.status is not None:
             self.send_error(own.status)
             return
@@ -258,6 +263,27 @@ def test_a_server_without_the_file_and_none_at_all(server: Server, tmp_path: Pat
     with pytest.raises(WeightsError, match=r"cannot be reached .*seems to be offline\. Fetch the file"):
         fetch(f"http://127.0.0.1:{port}/{NAME}", tmp_path)
     assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"200 OK\r\nContent-Length: \xb2\r\n\r\nab",
+        b"200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nab",
+        b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nab\r\n",
+        b"206 OK\r\nContent-Range: bytes 0-1/" + b"9" * 5000 + b"\r\n\r\nab",
+        b"302 Found\r\nLocation: http://[::1/x\r\n\r\n",
+        b"302 Found\r\nLocation: http://" + b"a" * 300 + b"/x\r\n\r\n",
+        b"302 Found\r\nLocation: http://\xe9..a/x y\r\n\r\n",
+    ],
+    ids=["no digit", "5000 digits", "negative chunk", "range", "address", "long host", "host"],
+)
+def test_an_answer_that_makes_no_sense_is_told(server: Server, tmp_path: Path, answer: bytes) -> None:
+    server.answer = b"HTTP/1.1 " + answer
+    with pytest.raises(WeightsError, match=r"broke off 5 times \(the server's answer makes no sense: "):
+        fetch(server.address, tmp_path, pause_s=0)
+    server.answer = None
+    assert fetch(server.address, tmp_path).read_bytes() == CONTENT
 
 
 def test_two_processes_do_not_write_one_file(server: Server, tmp_path: Path) -> None:

@@ -184,6 +184,8 @@ def _transfer(file: IO[bytes], address: str, target: Path, *, progress: Progress
             _emptied(file)
             return _Broken("the server has another version of it")
         raise WeightsError(f"{address}: the server answers {error.code} {error.reason}") from error
+    except ValueError as error:  # an address to go to, a size or a range that is none
+        return _Broken(f"the server's answer makes no sense: {error}")
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = str(getattr(error, "reason", None) or error) or type(error).__name__
         if file.tell() or isinstance(error, ConnectionResetError | http.client.HTTPException):
