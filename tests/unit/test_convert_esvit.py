@@ -184,6 +184,11 @@ def test_a_recipes_name_brings_what_is_published(tmp_path: Path) -> None:
         (lambda c: c.update(dino_loss=3), "dino_loss is a int"),
         (lambda c: c["student"].pop("module.norm.weight"), "student, as the teacher is.*\n.*norm.weight"),
         (lambda c: c["teacher"].pop("head.mlp.2.bias"), "missing .*head.mlp.2.bias"),
+        (lambda c: c["teacher"].pop("head.last_layer.weight_v"), "missing .*head.last_layer.weight_v"),
+        (
+            lambda c: c["teacher"].update({"head.last_layer.weight_v": torch.ones(1, 16)}),
+            r"weight_v is \[1, 16\], must be \[2, ",
+        ),
         (lambda c: c["teacher"].update({"head_dense.odd": torch.zeros(1)}), "unexpected .*head_dense.odd"),
         (lambda c: c["teacher"].update({"norm.bias": torch.full((24,), torch.inf)}), "not finite"),
     ],

@@ -93,6 +93,26 @@ def test_what_makes_no_sense_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_links_that_lead_to_each_other_are_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "back")
+    (tmp_path / "back").symlink_to(tmp_path / "loop")
+    loop = str(tmp_path / "loop")
+    for words, status, told in (
+        (["export", str(run), "--to", "safetensors", "--out", loop], 2, "symbolic links lead to each other"),
+        (["evaluate", str(run), "--data", loop], 1, "--data"),
+        (
+            ["evaluate", str(run), "--data", "digits", "--predict", loop, "--out", str(tmp_path / "e")],
+            1,
+            "--predict",
+        ),
+    ):
+        assert main(words) == status
+        assert told in capsys.readouterr().err
+    assert (tmp_path / "loop").is_symlink()
+
+
 @pytest.mark.parametrize(
     ("target", "package", "extra"),
     [

@@ -24,6 +24,7 @@ from belvedere.commands.options import (
 from belvedere.commands.stages import Stages, tell_remarks
 from belvedere.commands.summary import print_summary
 from belvedere.core.errors import EXIT_DONE, UsageError
+from belvedere.core.files import real_path
 from belvedere.core.log import say
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ def _open(args: argparse.Namespace, value_range: tuple[float, float] | None) -> 
     data, held_out = _opened_data(args, value_range)
     unlabelled = None
     if args.predict is not None:
-        same = Path(args.predict).expanduser().resolve() == Path(args.data).expanduser().resolve()
+        same = _real(args.predict) == _real(args.data)
         unlabelled = _without_labels(data) if same else _opened("--predict", args, value_range)
     val = None if args.val is None else _opened("--val", args, value_range)
     if args.subset is None:
@@ -278,5 +279,9 @@ def _without_labels(data: Source) -> Source:
 def _beside(weights: Path, data: str, split: str | None) -> Path:
     """Where an evaluation goes by default: a folder of its own per data set, beside the weights."""
     folder = weights if weights.is_dir() else weights.parent
-    name = Path(data).expanduser().resolve().name or "data"
+    name = _real(data).name or "data"
     return folder / "evaluation" / (f"{name}-{split}" if split else name)
+
+
+def _real(place: str) -> Path:
+    return real_path(Path(place).expanduser())

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     _refuse_ineffective(args)
     from belvedere.commands.model_card import model_card
     from belvedere.commands.run_files import read_run
-    from belvedere.core.files import try_folder, write_text
+    from belvedere.core.files import real_path, try_folder, write_text
     from belvedere.eval.classifier import FeatureNetwork
     from belvedere.zoo.load import load, load_heads, load_training
     from belvedere.zoo.write import Outgoing, fitting_target, write
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     backbone, card = loaded
     target = fitting_target(args.to, card)
     check_replaceable(args.out, target=target.name, source=card.source)
-    try_folder(args.out.resolve().parent)
+    try_folder(real_path(args.out).parent)
     source = None if args.data is None else _opened(args)
     real = {} if source is None else _real_images(source, card, target.px(card))
     classifier = _fitted(args, loaded, source, target)

@@ -99,6 +99,12 @@ def try_folder(folder: Path) -> None:
             os.fsync(file.fileno())
 
 
+def real_path(path: str | Path) -> Path:
+    """Where `path` leads, absolute; of links that lead to each other, one of them: where `Path.resolve`
+    raises."""
+    return Path(os.path.realpath(path))
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by a file with this content."""
     with replacing(path) as temporary:

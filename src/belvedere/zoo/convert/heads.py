@@ -1,6 +1,7 @@
 """The shapes of published heads: what a head has whose sizes are those of a file's.
 
-Sizes that are missing in a file are taken as 1, so that a comparison then finds them missing by name.
+Sizes that are missing in a file are taken as the least there may be, so that a comparison then finds them
+missing by name.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from belvedere.nn.heads import WeightNormHead
 from belvedere.nn.spec import ContrastiveHeadSpec, WeightNormHeadSpec
 from belvedere.zoo.convert.checkpoint import shapes_of, size
 
+_LEAST_PROTOTYPES = 2
+
 
 def weight_norm_shapes(shapes: Mapping[str, Shape], prefix: str, width: int) -> dict[str, Shape]:
     """Of DINO's head (`mlp.*`, `last_layer.*`) under `prefix`; {} if there is no entry of it."""
@@ -25,7 +28,7 @@ def weight_norm_shapes(shapes: Mapping[str, Shape], prefix: str, width: int) -> 
     spec = WeightNormHeadSpec(
         hidden=size(shapes, matrices[0]),
         bottleneck=size(shapes, matrices[-1]),
-        out=size(shapes, f"{prefix}last_layer.weight_v"),
+        out=max(_LEAST_PROTOTYPES, size(shapes, f"{prefix}last_layer.weight_v")),
         layers=len(matrices),
         batch_norm=_has_statistics(shapes, f"{prefix}mlp.") and len(matrices) > 1,
         norm_last_layer=False,

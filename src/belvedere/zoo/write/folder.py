@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from belvedere.core.errors import UsageError, WriteError
-from belvedere.core.files import read_json, sha256, sync_file, sync_folder, write_errors, write_json
+from belvedere.core.files import (
+    read_json,
+    real_path,
+    sha256,
+    sync_file,
+    sync_folder,
+    write_errors,
+    write_json,
+)
 
 MANIFEST_NAME = "export.json"
 _WRITING, _REPLACED = ".{name}.{pid}.writing", ".{name}.{pid}.replaced"
@@ -24,7 +32,7 @@ def placing(out: Path, *, target: str, source: str) -> Iterator[Path]:
     leaves `out` as it was and nothing beside it. Raises UsageError if `out` holds anything but an earlier
     export of the same source to the same target, WriteError if the disk is full or `out` may not be written.
     """
-    out = out.resolve()
+    out = real_path(out)
     check_replaceable(out, target=target, source=source)
     temporary = out.parent / _WRITING.format(name=out.name, pid=os.getpid())
     with write_errors(out):
@@ -47,6 +55,8 @@ def check_replaceable(out: Path, *, target: str, source: str) -> None:
     """Raise UsageError if writing to `out` would remove anything but an earlier export like this one."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a directory")
+    if real_path(out).is_symlink():
+        raise UsageError(f"--out {out}: its symbolic links lead to each other; give a directory")
     if not out.exists() or not any(out.iterdir()):
         return
     try:
