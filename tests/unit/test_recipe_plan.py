@@ -162,6 +162,8 @@ def test_the_needs_of_a_run() -> None:
     assert (needs.parameters, needs.gradients, needs.moments, needs.teacher) == (4000, 4000, 8000, 3600)
     assert needs.checkpoint == 4 * (3 * 1000 + 900)
     assert needs.checkpoints == 3 + 1 + 3
+    endless = planned("run.keep_last=1000000000000")
+    assert estimate(endless.recipe, endless).checkpoints == endless.total_steps + 1
     assert needs.disk == 7 * needs.checkpoint + 3200
     assert needs.held == 4000 + 4000 + 8000 + 3600
     assert needs.memory == needs.held + needs.estimated

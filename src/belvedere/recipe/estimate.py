@@ -133,7 +133,7 @@ def estimate(
         own_state=own_bytes + shared_bytes,
         activations=_activations(recipe, plan) + (2 * trained if plan.precision == "bf16" else 0),
         checkpoint=((1 + moments) * trained + teacher) * size + own_bytes * plan.world_size + shared_bytes,
-        checkpoints=recipe.run.keep_last + 1 + milestones,
+        checkpoints=min(recipe.run.keep_last + milestones, plan.total_steps) + 1,  # a step saves one
         backbone=backbone * size,
         views=_views(recipe, plan),
         loss=_loss(recipe, plan),
