@@ -505,6 +505,7 @@ def test_images_are_prepared_as_the_file_says(
         ({"size": 18, "resample": 0}, "resample 0; belvedere resizes"),
         ({"size": 18, "resample": [2]}, "resample"),
         ({"size": 18, "do_center_crop": True, "crop_size": 36}, "a crop cannot be larger"),
+        ({"size": 18, "do_center_crop": True}, "do_center_crop true and no crop_size"),
         ({"size": 18, "do_center_crop": "yes"}, "do_center_crop 'yes', must be true or false"),
         ({"size": 18, "image_mean": [0.5]}, "image_mean .*three numbers"),
         ({"size": 18, "image_std": [0, 1, 1]}, "image_std .*positive"),

@@ -113,6 +113,8 @@ def _huggingface_sizes(settings: Mapping[str, Any], spec: BackboneSpec, where: s
     """The shorter side, the crop, and what of it is not what transformers does."""
     crops = _flag(settings, "do_center_crop", False, where)
     given = settings.get("crop_size") if crops else None
+    if crops and given is None:
+        raise WeightsError(f"{where} has do_center_crop true and no crop_size; say there what is cut out")
     crop = None if given is None else _side(given, f"{where} has crop_size")[0]
     if not _flag(settings, "do_resize", True, where):
         px = crop or own_px(spec)
