@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import struct
 from multiprocessing.context import set_spawning_popen
 from pathlib import Path
 
@@ -68,3 +69,26 @@ def same_with_a_worker(source) -> None:
         assert torch.equal(here.views["target"], there.views["target"])
         assert torch.equal(here.index, there.index)
         assert torch.equal(here.label, there.label)
+
+
+def widened(data: bytearray, *, before: bytes = b"") -> bytearray:
+    """A zip archive with 64-bit fields throughout its directory, as one of more than 4 GiB has them.
+
+    before: an extra field of each entry that stands in front of the one with its sizes.
+    """
+    end = data.rfind(b"PK\x05\x06")
+    count, size, start = struct.unpack_from("<HII", data, end + 10)
+    entries, at = bytearray(), start
+    while at < start + size:
+        entry = bytearray(data[at : at + 46])
+        packed, whole, named, extra, comment = struct.unpack_from("<IIHHH", entry, 20)
+        (offset,) = struct.unpack_from("<I", entry, 42)
+        wide = before + struct.pack("<HHQQQ", 1, 24, whole, packed, offset)
+        struct.pack_into("<IIHHH", entry, 20, 0xFFFFFFFF, 0xFFFFFFFF, named, len(wide), 0)
+        struct.pack_into("<I", entry, 42, 0xFFFFFFFF)
+        entries += entry + data[at + 46 : at + 46 + named] + wide
+        at += 46 + named + extra + comment
+    record = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, count, count, len(entries), start)
+    locator = struct.pack("<IIQI", 0x07064B50, 0, start + len(entries), 1)
+    ending = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, *[0xFFFF] * 2, *[0xFFFFFFFF] * 2, 0)
+    return data[:start] + entries + record + locator + ending

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from containers import again, image, keys, old, same_with_a_worker
+from containers import again, image, keys, old, same_with_a_worker, widened
 
 from belvedere.core.errors import DataError
 from belvedere.data.decode import UnreadableImage
@@ -145,34 +145,12 @@ def test_64_bit_archives(tmp_path):
         for number, name in enumerate(NAMES):
             with archive.open(name, "w", force_zip64=True) as member:
                 member.write(image(number))
-    data = bytearray(path.read_bytes())
-    _widen(data)
-    path.write_bytes(data)
+    extra = struct.pack("<HHHH", 0x7075, 4, 1, 2)
+    path.write_bytes(widened(bytearray(path.read_bytes()), before=extra))
     assert zipfile.ZipFile(path).testzip() is None  # what is tested against is an archive
     source = open_zip(str(path), None)
     assert keys(source) == list(NAMES)
     assert [source.stored(index) for index in range(4)] == [image(number) for number in range(4)]
-
-
-def _widen(data: bytearray) -> None:
-    """Rewrite the directory with 64-bit fields throughout, as an archive of more than 4 GiB has them."""
-    end = data.rfind(b"PK\x05\x06")
-    count, size, start = struct.unpack_from("<HII", data, end + 10)
-    entries, at = bytearray(), start
-    while at < start + size:
-        entry = bytearray(data[at : at + 46])
-        packed, whole, named, extra, comment = struct.unpack_from("<IIHHH", entry, 20)
-        (offset,) = struct.unpack_from("<I", entry, 42)
-        name = data[at + 46 : at + 46 + named]
-        wide = struct.pack("<HHHH", 0x7075, 4, 1, 2) + struct.pack("<HHQQQ", 1, 24, whole, packed, offset)
-        struct.pack_into("<IIHHH", entry, 20, 0xFFFFFFFF, 0xFFFFFFFF, named, len(wide), 0)
-        struct.pack_into("<I", entry, 42, 0xFFFFFFFF)
-        entries += entry + name + wide
-        at += 46 + named + extra + comment
-    record = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, count, count, len(entries), start)
-    locator = struct.pack("<IIQI", 0x07064B50, 0, start + len(entries), 1)
-    ending = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
-    data[start:] = entries + record + locator + ending
 
 
 def test_a_changed_byte_is_found_by_its_checksum(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from containers import widened
 from PIL import Image
 
 from belvedere.cli import main
@@ -675,27 +676,6 @@ def zip_of(count=6, *, wide=False) -> bytearray:
                 member.write(TINY)
     data = bytearray(file.getvalue())
     return widened(data) if wide else data
-
-
-def widened(data: bytearray) -> bytearray:
-    """The same archive with 64-bit fields throughout its directory."""
-    end = data.rfind(b"PK\x05\x06")
-    count, size, start = struct.unpack_from("<HII", data, end + 10)
-    entries, at = bytearray(), start
-    while at < start + size:
-        entry = bytearray(data[at : at + 46])
-        packed, whole, named, extra, comment = struct.unpack_from("<IIHHH", entry, 20)
-        (offset,) = struct.unpack_from("<I", entry, 42)
-        struct.pack_into("<IIHHH", entry, 20, 0xFFFFFFFF, 0xFFFFFFFF, named, 28, 0)
-        struct.pack_into("<I", entry, 42, 0xFFFFFFFF)
-        entries += (
-            entry + data[at + 46 : at + 46 + named] + struct.pack("<HHQQQ", 1, 24, whole, packed, offset)
-        )
-        at += 46 + named + extra + comment
-    record = struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, count, count, len(entries), start)
-    locator = struct.pack("<IIQI", 0x07064B50, 0, start + len(entries), 1)
-    ending = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, *[0xFFFF] * 2, *[0xFFFFFFFF] * 2, 0)
-    return data[:start] + entries + record + locator + ending
 
 
 def changed(data: bytearray, mark: bytes, at: int, form: str, *values: int, nth: int = 0) -> bytes:

@@ -193,7 +193,7 @@ def _place(path: Path) -> _Place:
     try:
         status = path.stat()
     except FileNotFoundError:
-        return _Place(Path(os.path.realpath(path)), regular=True)
+        return _Place(real_path(path), regular=True)
     kind = status.st_mode
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, "it is a folder; name a file")
@@ -205,7 +205,7 @@ def _place(path: Path) -> _Place:
         return _Place(path, regular=False, descriptor=descriptor)
     if not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, "the file that is there is read-only for this user")
-    return _Place(Path(os.path.realpath(path)), regular=True, status=status)
+    return _Place(real_path(path), regular=True, status=status)
 
 
 def _own_descriptor(path: Path) -> int | None:

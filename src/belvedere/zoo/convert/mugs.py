@@ -8,7 +8,7 @@ evaluation reads it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -68,12 +68,7 @@ UNREAD = "a third copy of the memory, which nothing reads"
 
 def identifies(checkpoint: Checkpoint) -> bool:
     """Whether something is there that only Mugs has: a memory, a queue, a head or the relation block."""
-    content = checkpoint.content
-    if not isinstance(content, Mapping):
-        return False
-    if any(name in content for name in (*STORES, CENTER)):
-        return True
-    return any(_has_own(names_of(stored, _PREFIXES)) for stored in state_dicts(content))
+    return _holds(checkpoint, _has_own)
 
 
 def _has_own(names: set[str]) -> bool:
@@ -82,12 +77,17 @@ def _has_own(names: set[str]) -> bool:
 
 def recognises(checkpoint: Checkpoint) -> bool:
     """Whether something is there that only Mugs has, or a ViT without a head, which could be Mugs'."""
+    return _holds(checkpoint, _is_network)
+
+
+def _holds(checkpoint: Checkpoint, is_ours: Callable[[set[str]], bool]) -> bool:
+    """Whether one of Mugs' stores is there, or a state dict whose names are ours."""
     content = checkpoint.content
     if not isinstance(content, Mapping):
         return False
     if any(name in content for name in (*STORES, CENTER)):
         return True
-    return any(_is_network(names_of(stored, _PREFIXES)) for stored in state_dicts(content))
+    return any(is_ours(names_of(stored, _PREFIXES)) for stored in state_dicts(content))
 
 
 def convert(checkpoint: Checkpoint, asked: Asked) -> Converted:
